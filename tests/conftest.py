@@ -1,0 +1,72 @@
+"""Fixtures that every test may ask for."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import requests
+from couchdb_server import Database, PouchServer, Unavailable
+from facility import Site, keyring, make_key
+
+ANSWER_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def unavailable() -> Callable[[str], NoReturn]:
+    """Return what a test calls when this machine lacks something: it skips, or fails when `CI` is `true`."""
+
+    def give_up(reason: str) -> NoReturn:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return give_up
+
+
+@pytest.fixture(scope="session")
+def couchdb_url(unavailable: Callable[[str], NoReturn]) -> Iterator[str]:
+    """The address of a CouchDB: `$COUCHDB_URL` (credentials in it) when set, else of a PouchServer."""
+    if url := os.environ.get("COUCHDB_URL"):
+        yield url.rstrip("/")
+        return
+    try:
+        server = PouchServer()
+    except Unavailable as error:
+        unavailable(str(error))
+    with server:
+        yield server.url
+
+
+@pytest.fixture
+def couchdb_database(couchdb_url: str) -> Iterator[Database]:
+    """A new, empty database, deleted afterwards: (address of the server, name)."""
+    database = Database(couchdb_url, f"test_{uuid.uuid4().hex}")
+    address = f"{database.url}/{database.name}"
+    requests.put(address, timeout=ANSWER_SECONDS).raise_for_status()
+    yield database
+    requests.delete(address, timeout=ANSWER_SECONDS).raise_for_status()
+
+
+@pytest.fixture(scope="session")
+def gnupg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A keyring with one key pair, that of `recipient`."""
+    with keyring(tmp_path_factory.mktemp("gpg") / "home") as home:
+        make_key(home, "ops@example.org")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def recipient(gnupg: Path) -> str:
+    """The `gpg_receiver` that the keyring `gnupg` has."""
+    return "ops@example.org"
+
+
+@pytest.fixture
+def site(tmp_path: Path, gnupg: Path, recipient: str) -> Iterator[Site]:
+    """A facility whose configuration names `recipient` and an SQLite file."""
+    site = Site(tmp_path / "site", gnupg, recipient)
+    yield site
+    site.close()

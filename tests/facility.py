@@ -1,0 +1,274 @@
+"""A small facility in a temporary directory: sequencers, a configuration, and the real command as a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from watcher.demo import RESTORE
+from watcher.model import Document
+from watcher.sentinels import SENTINEL
+from watcher.statusdb import StatusDB
+from watcher.statusdb.sqlite import SQLiteStore
+from watcher.statusdb.store import DocumentStore
+
+PATIENCE_SECONDS = 120.0
+"""A process that has not done by then what a test waits for has hung; only a failing test gets here."""
+
+COMMAND = (str(Path(sys.executable).with_name("dataflow_archive")),)
+"""The installed command."""
+
+
+def never_stop(seconds: float) -> bool:
+    """Pause, as a stop event that is never set does."""
+    time.sleep(seconds)
+    return False
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Return what `condition` returns once that is true; raise AssertionError if it never is."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < limit, f"waited in vain: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def gpg(home: Path, *arguments: str, data: bytes | None = None) -> bytes:
+    """Run gpg on the keyring `home`; return its output."""
+    command = ["gpg", "--homedir", str(home), "--batch", "--no-tty", *arguments]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
+def make_key(home: Path, user: str, expires: str = "never") -> str:
+    """Make a key pair without a passphrase; return its fingerprint."""
+    gpg(
+        home,
+        "--passphrase",
+        "",
+        "--pinentry-mode",
+        "loopback",
+        "--quick-generate-key",
+        user,
+        "default",
+        "default",
+        expires,
+    )
+    lines = gpg(home, "--with-colons", "--list-keys", user).decode().splitlines()
+    return [line.split(":")[9] for line in lines if line.startswith("fpr:")][-2]
+
+
+@contextmanager
+def keyring(home: Path) -> Iterator[Path]:
+    """Make an empty keyring; end its agent afterwards."""
+    home.mkdir(mode=0o700)
+    try:
+        yield home
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
+
+
+class Daemon:
+    """The command as a process, its log in a file."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> None:
+        self.log_file = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=dict(environment), cwd=cwd, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self.log_file.read_text(encoding="utf-8")
+
+    def wait_for_log(self, pattern: str) -> str:
+        """Wait for a line that the regular expression matches; return it."""
+
+        def look() -> str | None:
+            matches = [line for line in self.log.splitlines() if re.search(pattern, line)]
+            assert matches or self.process.poll() is None, f"ended without '{pattern}':\n{self.log}"
+            return matches[-1] if matches else None
+
+        return str(wait_until(look, f"'{pattern}' in the log:\n{self.log}"))
+
+    def wait_ready(self) -> Daemon:
+        """Wait until the watcher has done its first rescan."""
+        self.wait_for_log(r"watching '.*' with \d+ watches")
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit code."""
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def stop(self) -> int:
+        """End it as systemd does; return the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it as a power cut does, if it still runs."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Site:
+    """One facility: directories below `root`, a recipient in the keyring `gnupg`, a configuration on SQLite."""
+
+    def __init__(self, root: Path, gnupg: Path, recipient: str, **options: Any) -> None:
+        self.root = root
+        self.gnupg = gnupg
+        self.recipient = recipient
+        self.sequencing = root / "sequencing"
+        self.archives = root / "archives"
+        self.keys = root / "run_keys"
+        self.database = root / "status.db"
+        self.config = root / "df_archive.yaml"
+        self.environment = {key: value for key, value in os.environ.items() if key != "ARCHIVE_CONFIG"}
+        self._daemons: list[Daemon] = []
+        for directory in (self.sequencing / "sequencer_A", self.sequencing / "sequencer_B", self.archives):
+            directory.mkdir(parents=True)
+        self.options: dict[str, Any] = {
+            "statusdb": {"url": f"sqlite://{self.database}"},
+            "sequencing_path": str(self.sequencing),
+            "destination_path": str(self.archives),
+            "run_keys_path": str(self.keys),
+            "gpg_receiver": recipient,
+            "gnupg_home": str(gnupg),
+            "minimum_free_space": "1 MB",
+            "retry_delay": 0,
+            "worker_id": "worker_1",
+        }
+        self.configure(**options)
+
+    def configure(self, **options: Any) -> Path:
+        """Change the configuration and write it; an option that is None is left out."""
+        self.options |= options
+        self.options = {key: value for key, value in self.options.items() if value is not None}
+        self.config.write_text(yaml.safe_dump(self.options), encoding="utf-8")
+        return self.config
+
+    def make_run(self, name: str = "run_001", sequencer: str = "sequencer_A", size: int = 100_000) -> Path:
+        """Make a run directory with a few files, `size` bytes of data, and no sentinel."""
+        run = self.sequencing / sequencer / name
+        lane = run / "Data" / "L001"
+        lane.mkdir(parents=True)
+        (run / "RunInfo.xml").write_text("<RunInfo/>\n", encoding="ascii")
+        (run / "Empty").mkdir()
+        (run / "latest").symlink_to("RunInfo.xml")
+        (lane / "C1.cbcl").write_bytes(os.urandom(size))
+        return run
+
+    def complete(self, run: Path, content: str = "0\n") -> Path:
+        """Drop the sentinel into a run."""
+        (run / SENTINEL).write_text(content, encoding="ascii")
+        return run
+
+    def start(
+        self, *arguments: str, config: Path | None = None, log: str = "watcher.log", **environment: str
+    ) -> Daemon:
+        """Start the command (without arguments: the watcher) on this site's configuration."""
+        command = ["-c", str(config or self.config), *arguments]
+        daemon = Daemon(command, self.root / log, {**self.environment, **environment}, self.root)
+        self._daemons.append(daemon)
+        return daemon
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end on this site's configuration; return code and output."""
+        return subprocess.run(
+            [*COMMAND, "-c", str(self.config), *arguments], capture_output=True, text=True, check=False,
+            env={**self.environment, **environment}, cwd=self.root, timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
+
+    def store(self) -> DocumentStore:
+        """Return the document store itself."""
+        return SQLiteStore(self.database, never_stop)
+
+    def statusdb(self) -> StatusDB:
+        """Return the status database, prepared."""
+        statusdb = StatusDB(self.store(), never_stop)
+        statusdb.prepare()
+        return statusdb
+
+    def document(self, name: str = "run_001") -> Document | None:
+        """Return the run's document as it is now."""
+        return self.statusdb().get(name)
+
+    def wait_for(self, name: str = "run_001", status: str = "encrypted") -> Document:
+        """Wait until the run has the status; return its document."""
+        statusdb = self.statusdb()
+
+        def look() -> Document | None:
+            document = statusdb.get(name)
+            return document if document is not None and document.get("status") == status else None
+
+        found: Document = wait_until(
+            look, f"run '{name}' becomes '{status}': it is {statusdb.get(name)}\n{self.logs()}"
+        )
+        return found
+
+    def logs(self) -> str:
+        """Return all logs of this site's processes."""
+        return "\n".join(sorted({daemon.log for daemon in self._daemons}))
+
+    def restore(self, name: str = "run_001") -> Path:
+        """Restore a run by the README's lines of shell; return the restored directory."""
+        to = self.root / "restored"
+        to.mkdir(exist_ok=True)
+        variables = {"KEYS": self.keys, "ARCHIVES": self.archives, "TO": to, "RUN": name, "GNUPGHOME": self.gnupg}
+        environment = {**self.environment, **{key: str(value) for key, value in variables.items()}}
+        subprocess.run(["bash", "-o", "pipefail", "-c", RESTORE], env=environment, check=True, capture_output=True)
+        return to / name
+
+    def debris(self) -> list[Path]:
+        """Return staged files, which nothing should leave behind."""
+        return [path for place in (self.archives, self.keys) if place.exists() for path in place.glob(".*.partial")]
+
+    def close(self) -> None:
+        """End what still runs."""
+        for daemon in self._daemons:
+            daemon.kill()
+
+
+def assert_same_tree(source: Path, restored: Path) -> None:
+    """Assert that two trees have the same names, kinds, modes, times, links and contents."""
+    difference = subprocess.run(
+        ["diff", "--recursive", "--no-dereference", str(source), str(restored)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert difference.returncode == 0, difference.stdout + difference.stderr
+    assert _metadata(source) == _metadata(restored)
+
+
+def _metadata(root: Path) -> dict[str, tuple[object, ...]]:
+    inodes: dict[int, str] = {}
+    found = {}
+    for path in sorted([root, *root.rglob("*")]):
+        status = path.lstat()
+        name = str(path.relative_to(root))
+        first = inodes.setdefault(status.st_ino, name)
+        found[name] = (status.st_mode, status.st_mtime_ns, first, os.readlink(path) if path.is_symlink() else None)
+    return found

@@ -1,0 +1,34 @@
+"""Watches sequencing runs complete, encrypts each, proves the archive, and records it.
+
+Words, one a thing, in code, log, documents and README:
+
+- run: one run directory, `sequencing_path/<sequencer>/<run>`; its name is its document's `_id`
+- sentinel: `.metadata_rsync_exitcode` in the run directory; says that the run is complete
+- observer, rescan: the inotify side; a full listing that needs no events
+- run document, status database: the run's record; CouchDB, or SQLite for one machine
+- claim, claim token: the right to work on a run; the random token of this one acquisition
+- worker: a process of ours; `worker_id` is its host's name unless configured
+- lease: a claim kept alive by renewal; it can be lost
+- attempt, `failure_count`: counted only when the run itself failed
+- file key: one archive's secret, 32 random bytes as a line of text; in memory only
+- recipient: the public key that may unwrap file keys
+- archive, encrypt, validate, wrap, publish, record: the steps, in this order
+- adopt: to complete a proven archive of an interrupted attempt, instead of making it again
+
+A run document is `pending`, `processing`, `encrypted` or `failed`: that says what may happen next.
+`watcher.model.TRANSITIONS` is the whole table.
+
+Where the code left the design it was built to, and why:
+
+- Publishing takes no lock. Whoever takes a run over removes what former holders have staged before it
+  looks at the final names; from then on they have nothing left to rename. A lock held by a suspended
+  process would have kept the rescuer waiting for as long as that sleeps. (`watcher.archive`)
+- gpg's output comes through a pipe and is written here, so that a full or failing disk is an errno and
+  not gpg's words, and the `fsync` is on the descriptor that wrote. (`watcher.archive.writing`)
+- `job` is a room of its own below the adapters: what tar, gpg, the leases and the main thread share.
+- `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
+  runs to free threads.
+- A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,431 @@
+"""Archives as files: tar's stream of a run, staging, publishing, adopting, and sweeping what was left.
+
+Publishing needs no lock. A staged file carries its claim's token, and whoever takes a run over first
+removes what other tokens have staged for it. From then on the former holder, asleep or not, has
+nothing left to rename: the file system itself is the fence. A lock held by a suspended process would
+keep the rescuer out for as long as that sleeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from watcher.errors import ClaimLost, NoSpace, PublishFailed, RunNotSettled, TarFailed
+from watcher.job import Job
+from watcher.model import Archive, Digest, Run, TarReport
+
+ARCHIVE_SUFFIX = ".tar.gpg"
+KEY_SUFFIX = ".key.gpg"
+PARTIAL_SUFFIX = ".partial"
+NAME_MAX = 255
+"""Bytes in a file name, as all of Linux's local file systems have it."""
+
+MAX_RUN_NAME_BYTES = NAME_MAX - max(len(ARCHIVE_SUFFIX), len(KEY_SUFFIX))
+
+HEADER_BYTES = 2048
+"""What tar adds to a member in its posix format: a header, an extended header with its data, padding."""
+
+WORDS_KEPT = 20
+"""Of tar's messages so many go into an error or the run document."""
+
+PIPE_BYTES = 1 << 20
+"""tar's pipe; Linux's default of 64 KiB makes tar and gpg wait for each other."""
+
+_STAGED = re.compile(r"^\..*\.([0-9a-f]{32})\.(?:tar|key)\.gpg\.partial$", re.DOTALL)
+_ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
+_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
+
+
+class TarStream:
+    """tar's output while it reads a run: a source for `crypto.encrypt`, and afterwards tar's report."""
+
+    def __init__(self, run: Run, exclusions: Sequence[str], tolerated_changes: Sequence[str], job: Job) -> None:
+        self._run = run
+        self._job = job
+        self._identity = _identity(run)
+        self._messages = _TarMessages(run, tolerated_changes)
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._process = job.start(
+            tar_command(run, exclusions),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        assert self._process.stdout is not None and self._process.stderr is not None
+        _enlarge(self._process.stdout)
+        self._stdout: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        self._listener = threading.Thread(
+            target=self._messages.read, args=(self._process.stderr,), name=f"tar {run.name}", daemon=True
+        )
+        self._listener.start()
+
+    def __enter__(self) -> TarStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._job.end(self._process)
+        self._listener.join()
+        self._stdout.close()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes of the archive. Raises the job's reason once it is cancelled."""
+        data = os.read(self._stdout.fileno(), size)
+        self._sha256.update(data)
+        self._size += len(data)
+        self._job.moved(len(data))
+        return data
+
+    def report(self) -> TarReport:
+        """Wait for tar to end; return what it gave if it gave the whole run.
+
+        Raises TarFailed with tar's words, or RunNotSettled when the run changed while tar read it.
+        """
+        code = self._process.wait()
+        self._listener.join()
+        self._job.check()
+        self._messages.judge(code)
+        if _identity(self._run) != self._identity:
+            raise TarFailed(f"'{self._run.path}' was replaced by another directory while tar read it")
+        if self._messages.members == 0:
+            raise TarFailed("tar found nothing to archive: tar_exclusions exclude the whole run")
+        stream = Digest(self._size, self._sha256.hexdigest())
+        return TarReport(stream, self._messages.members, tuple(self._messages.warnings))
+
+
+def tar_command(run: Run, exclusions: Sequence[str]) -> list[str]:
+    """Return the command that writes the run's archive to standard output, and its members' names to standard error."""
+    return [
+        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--quoting-style=escape", "--file=-",
+        *(f"--exclude={pattern}" for pattern in exclusions),
+        # `./` keeps a name that starts with a hyphen from being an option.
+        f"--directory={run.path.parent}", "--", f"./{run.name}",
+    ]  # fmt: skip
+
+
+class _TarMessages:
+    """tar's standard error: members' names (`./...`), and messages (`tar: ...`) sorted by what they mean."""
+
+    def __init__(self, run: Run, tolerated_changes: Sequence[str]) -> None:
+        self._run = run
+        self._tolerated = tuple(tolerated_changes)
+        self.members = 0
+        self.warnings: list[str] = []
+        self._unsettled: list[str] = []
+        self._last: list[str] = []
+
+    def read(self, stderr: BinaryIO) -> None:
+        """Sort all lines until tar ends."""
+        with stderr:
+            for line in stderr:
+                if line.startswith(b"./"):
+                    self.members += 1
+                else:
+                    self._sort(os.fsdecode(line.strip()).removeprefix("tar: "), line)
+
+    def judge(self, code: int) -> None:
+        """Raise what tar's exit status and words amount to, if it is not success."""
+        if code == 1 and self._unsettled:
+            raise RunNotSettled(f"the run changed while tar read it: {_join(self._unsettled)}")
+        if code == 0:
+            self.warnings += self._unsettled
+        elif code != 1 or not self.warnings:
+            ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
+            raise TarFailed(f"tar {ended}: {_join(self._last) or 'it said nothing'}")
+
+    def _sort(self, words: str, line: bytes) -> None:
+        _keep_last(self._last, words)
+        path, _, what = words.rpartition(": ")
+        if not path.startswith("./"):
+            return
+        if what.endswith(" ignored") or self._is_harmless(_unescape(path), what):
+            _keep_last(self.warnings, words)
+        else:
+            _keep_last(self._unsettled, words)
+
+    def _is_harmless(self, path: Path, what: str) -> bool:
+        full = self._run.path.parent / path
+        if what == "file changed as we read it" and full.is_dir() and not full.is_symlink():
+            return True
+        in_top = full.parent == self._run.path
+        return in_top and any(fnmatch.fnmatchcase(full.name, pattern) for pattern in self._tolerated)
+
+
+class Shelf:
+    """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems."""
+
+    def __init__(self, destination: Path, keys: Path) -> None:
+        self.destination = destination
+        self.keys = keys
+
+    def final_archive(self, run_name: str) -> Path:
+        """Return the published archive's path."""
+        return self.destination / f"{run_name}{ARCHIVE_SUFFIX}"
+
+    def final_key(self, run_name: str) -> Path:
+        """Return the published wrapped key's path."""
+        return self.keys / f"{run_name}{KEY_SUFFIX}"
+
+    def staged_archive(self, run_name: str, token: str) -> Path:
+        """Return where the archive of this claim grows."""
+        return self.destination / _staging_name(run_name, token, ARCHIVE_SUFFIX)
+
+    def staged_key(self, run_name: str, token: str) -> Path:
+        """Return where the wrapped key of this claim waits for its archive."""
+        return self.keys / _staging_name(run_name, token, KEY_SUFFIX)
+
+    def stage_key(self, run_name: str, token: str, wrapped: bytes) -> str:
+        """Write the wrapped key, mode 0600, to the disk beside its final name; return its SHA-256.
+
+        Raises NoSpace when it cannot be written.
+        """
+        with writing(self.staged_key(run_name, token), 0o600) as file:
+            file.write(wrapped)
+        return hashlib.sha256(wrapped).hexdigest()
+
+    def refuse_foreign(self, run_name: str) -> None:
+        """Raise PublishFailed if a file stands under a final name already."""
+        for path in (self.final_archive(run_name), self.final_key(run_name)):
+            if os.path.lexists(path):
+                raise PublishFailed(
+                    f"'{path}' exists and is not of this attempt; it is never overwritten: "
+                    "move it away, then `dataflow_archive retry` the run"
+                )
+
+    def publish(self, run_name: str, archive: Archive, token: str) -> None:
+        """Give both staged files of `token` their final names, the key first, and write the names to the disk.
+
+        A file that has its name already is left. Raises ClaimLost when a file is gone, since a new holder
+        has swept it, and PublishFailed when another file stands in its way.
+        """
+        for staged, final, sha256 in self._moves(run_name, archive, token):
+            if not os.path.lexists(final):
+                _rename(staged, final)
+            elif _sha256_of(final) != sha256:
+                self.refuse_foreign(run_name)
+        self.sync()
+
+    def sync(self) -> None:
+        """Write both directories' entries to the disk. Raises NoSpace when that fails."""
+        for directory in {self.destination, self.keys}:
+            fsync_directory(directory)
+
+    def adopt(self, run_name: str, archive: Archive, token: str | None) -> bool:
+        """Complete the publishing of an announced archive that an interrupted attempt left.
+
+        Returns whether both files are there, under their final names and with the digests that the
+        document has; otherwise nothing is renamed.
+        """
+        moves = self._moves(run_name, archive, token or "")
+        if not all(sha256 in (_sha256_of(final), _sha256_of(staged)) for staged, final, sha256 in moves):
+            return False
+        self.publish(run_name, archive, token or "")
+        return True
+
+    def _moves(self, run_name: str, archive: Archive, token: str) -> tuple[tuple[Path, Path, str], ...]:
+        return (
+            (self.staged_key(run_name, token), self.final_key(run_name), archive.key_sha256),
+            (self.staged_archive(run_name, token), self.final_archive(run_name), archive.sha256),
+        )
+
+    def discard(self, run_name: str, archive: Archive) -> None:
+        """Remove what stands under the final names of an announced archive that cannot be adopted."""
+        for _, final, sha256 in self._moves(run_name, archive, ""):
+            if _sha256_of(final) == sha256:
+                final.unlink(missing_ok=True)
+
+    def fence(self, run_name: str, token: str) -> None:
+        """Remove what other claims than `token` have staged for this run: they cannot publish any more."""
+        for suffix, directory in ((ARCHIVE_SUFFIX, self.destination), (KEY_SUFFIX, self.keys)):
+            mine = _staging_name(run_name, token, suffix)
+            stem = mine[: mine.index(token)]
+            for name, other in staged_files(directory):
+                if other != token and name == f"{stem}{other}{suffix}{PARTIAL_SUFFIX}":
+                    (directory / name).unlink(missing_ok=True)
+
+    def drop(self, run_name: str, token: str) -> None:
+        """Remove what the claim `token` has staged."""
+        self.staged_archive(run_name, token).unlink(missing_ok=True)
+        self.staged_key(run_name, token).unlink(missing_ok=True)
+
+    def staged(self) -> list[tuple[Path, str]]:
+        """Return path and token of whatever is staged, for whichever run."""
+        directories = dict.fromkeys((self.destination, self.keys))
+        return [(directory / name, token) for directory in directories for name, token in staged_files(directory)]
+
+    def free_bytes(self) -> int:
+        """Return how much the destination can still take from us."""
+        with _disk_trouble("look at", self.destination):
+            room = os.statvfs(self.destination)
+        return room.f_bavail * room.f_frsize
+
+
+@contextmanager
+def writing(path: Path, mode: int = 0o666) -> Iterator[StagedFile]:
+    """Open a new file that is on the disk when the context ends, and gone if that fails.
+
+    `mode` is narrowed by the umask. Raises NoSpace for whatever keeps it from being written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _disk_trouble("write", path):
+        descriptor = os.open(path, flags, mode)
+    try:
+        yield StagedFile(path, descriptor)
+        with _disk_trouble("write", path):
+            os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class StagedFile:
+    """A file that is being written; `write` writes everything or raises NoSpace."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`."""
+        view = memoryview(data)
+        with _disk_trouble("write", self._path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a stored file to be read from the disk itself: what the page cache has of it is dropped first.
+
+    Raises NoSpace when the disk does not give it back.
+    """
+    with _disk_trouble("read", path), open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield file
+
+
+@contextmanager
+def _disk_trouble(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoSpace(f"cannot {verb} '{path}': {error.strerror or error}") from error
+
+
+def _rename(staged: Path, final: Path) -> None:
+    try:
+        os.rename(staged, final)
+    except FileNotFoundError:
+        raise ClaimLost(f"'{staged.name}' is gone: another worker has taken the run over") from None
+    except OSError as error:
+        raise NoSpace(f"cannot rename '{staged}': {error.strerror}") from error
+
+
+def fsync_directory(directory: Path) -> None:
+    """Write a directory's entries to the disk. Raises NoSpace when that fails."""
+    with _disk_trouble("write", directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def staged_files(directory: Path) -> list[tuple[str, str]]:
+    """Return name and token of each staged file in a directory (none if it cannot be read)."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return [(name, match[1]) for name in names if (match := _STAGED.match(name))]
+
+
+def run_size(run: Run) -> int:
+    """Return about how many bytes the run takes in an archive, without looking at exclusions.
+
+    `HEADER_BYTES` are added for each member. What cannot be read counts nothing here; tar will say so.
+    """
+    total, waiting = 0, [run.path]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    total += HEADER_BYTES
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        # A sparse file is archived without its holes.
+                        total += min(status.st_size, status.st_blocks * 512)
+        except OSError:
+            continue
+    return total
+
+
+def _identity(run: Run) -> tuple[int, int]:
+    try:
+        status = os.lstat(run.path)
+    except OSError as error:
+        raise TarFailed(f"'{run.path}' cannot be read: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise TarFailed(f"'{run.path}' is not a directory: nothing outside the run is read")
+    return status.st_dev, status.st_ino
+
+
+def _staging_name(run_name: str, token: str, suffix: str) -> str:
+    room = NAME_MAX - len(f"..{token}{suffix}{PARTIAL_SUFFIX}")
+    return f".{_shortened(run_name, room)}.{token}{suffix}{PARTIAL_SUFFIX}"
+
+
+def _shortened(run_name: str, room: int) -> str:
+    if len(os.fsencode(run_name)) <= room:
+        return run_name
+    digest = hashlib.sha256(os.fsencode(run_name)).hexdigest()[:16]
+    while len(os.fsencode(run_name)) > room - len(digest) - 1:
+        run_name = run_name[:-1]
+    return f"{run_name}~{digest}"
+
+
+def _sha256_of(path: Path) -> str | None:
+    if not path.is_file() or path.is_symlink():
+        return None
+    with _disk_trouble("read", path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unescape(path: str) -> Path:
+    def plain(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        return bytes([int(code, 8)]) if code.isdigit() else _ESCAPED.get(code, code)
+
+    return Path(os.fsdecode(_ESCAPE.sub(plain, os.fsencode(path))))
+
+
+def _keep_last(words: list[str], new: str) -> None:
+    words.append(new)
+    del words[:-WORDS_KEPT]
+
+
+def _join(words: Sequence[str]) -> str:
+    return "; ".join(words)
+
+
+def _enlarge(pipe: IO[bytes]) -> None:
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except PermissionError:
+        return  # above the user's own limit: slower, not wrong

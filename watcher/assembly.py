@@ -1,0 +1,117 @@
+"""The parts, made from a Config. The one room that hands the configuration's values to the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from watcher import crypto, worker
+from watcher.archive import Shelf
+from watcher.config import Config, check_paths, prepare_run_keys_path
+from watcher.errors import ConfigError, RecipientUnusable
+from watcher.lease import LeaseKeeper
+from watcher.metrics import Metrics
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, file_system_type
+from watcher.service import Notifier, Service, Settings
+from watcher.statusdb import StatusDB
+from watcher.statusdb.couchdb import CouchDBStore, Login
+from watcher.statusdb.sqlite import SQLiteStore
+from watcher.statusdb.store import DocumentStore
+
+
+def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:
+    """Return the status database that the configuration names. Raises ConfigError for SQLite on a network."""
+    return StatusDB(_store(config, wait), wait)
+
+
+def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
+    path = config.statusdb.sqlite_path
+    if path is None:
+        secret = config.statusdb.password
+        return CouchDBStore(
+            Login(
+                config.statusdb.server_url,
+                config.statusdb.database,
+                config.statusdb.username,
+                secret.get_secret_value() if secret else None,
+                str(config.statusdb.ca_file) if config.statusdb.ca_file else None,
+            )
+        )
+    if path.parent.is_dir() and (kind := file_system_type(path.parent)) in NETWORK_FILE_SYSTEMS:
+        raise ConfigError(
+            f"statusdb.url: '{path}' lies on a network file system ({kind}), where SQLite's locks do not hold; "
+            "use a local disk, or CouchDB for several hosts"
+        )
+    return SQLiteStore(path, wait)
+
+
+def shelf(config: Config) -> Shelf:
+    """Return the directories for archives and wrapped keys."""
+    return Shelf(config.destination_path, config.run_keys_path)
+
+
+def find_recipient(config: Config) -> crypto.Recipient:
+    """Return the recipient that the configuration names. Raises RecipientUnusable or ConfigError."""
+    return crypto.find_recipient(config.gpg_receiver, config.gnupg_home)
+
+
+def is_on_network(config: Config) -> bool:
+    """Say whether runs lie on a file system where other hosts' writes cause no events here."""
+    return file_system_type(config.sequencing_path) in NETWORK_FILE_SYSTEMS
+
+
+def refuse_unusable(config: Config) -> None:
+    """Raise ConfigError with everything that keeps this machine from archiving by this configuration."""
+    problems = list(check_paths(config))
+    try:
+        find_recipient(config)
+    except RecipientUnusable as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    prepare_run_keys_path(config.run_keys_path)
+
+
+def service(config: Config, metrics: Metrics) -> Service:
+    """Return the daemon, ready to run."""
+    abort = threading.Event()
+    database = statusdb(config, abort.wait)
+    leases = LeaseKeeper(database, config.lease_seconds)
+    place = shelf(config)
+    interval = config.network_rescan_interval if is_on_network(config) else config.rescan_interval
+    return Service(
+        Settings(
+            worker_id=config.worker_id,
+            sequencing_path=config.sequencing_path,
+            rescan_interval=interval,
+            stall_limit=config.stall_limit,
+            lease_seconds=config.lease_seconds,
+            jobs=config.max_concurrent_jobs,
+        ),
+        database,
+        place,
+        worker.Worker(_worker_settings(config), database, place, leases),
+        leases,
+        partial(
+            Observer, config.sequencing_path, ignore=config.ignore, policy=Policy(config.sentinel_policy)
+        ),
+        metrics,
+        abort,
+        Notifier(os.environ.get("NOTIFY_SOCKET")),
+    )  # fmt: skip
+
+
+def _worker_settings(config: Config) -> worker.Settings:
+    return worker.Settings(
+        worker_id=config.worker_id,
+        receiver=config.gpg_receiver,
+        gnupg_home=config.gnupg_home,
+        exclusions=config.tar_exclusions,
+        tolerated_changes=config.tolerated_changes,
+        policy=Policy(config.sentinel_policy),
+        minimum_free_space=config.minimum_free_space,
+        retry_delay=config.retry_delay,
+        settle_limit=config.settle_limit,
+    )

@@ -1,0 +1,178 @@
+"""The commands: what an operator types, reads, and gets as an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from watcher import __version__, assembly, config, demo, inspection, journal
+from watcher.config import Config
+from watcher.errors import ConfigError, StatusDBUnavailable, WatcherError
+from watcher.metrics import Metrics
+from watcher.restore import restore
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, file_system_type
+from watcher.service import worker_lock
+
+OK, FAILED, USAGE, MISCONFIGURED = 0, 1, 2, 3
+
+EXIT_CODES = """\
+exit codes:
+  0    done, or ended by one signal after finishing the runs in progress
+  1    a run failed (once), a check failed (check), or the command could not do what it was asked
+  2    the command line is wrong
+  3    the configuration is wrong, or this machine does not fit it; systemd does not restart
+  130  cancelled by a second Ctrl+C (SIGINT)
+  143  cancelled by a second SIGTERM
+"""
+
+DESCRIPTION = """\
+Watch sequencing runs, and archive each one that is complete: tar, encrypt with a key of its own,
+prove that the stored file decrypts to what tar read, wrap the key for gpg_receiver, record it.
+
+Without a command it runs the watcher, until Ctrl+C or SIGTERM.
+"""
+
+logger = logging.getLogger(__name__)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the command line says; return the exit code. Errors are told on standard error."""
+    options = _parser().parse_args(arguments)
+    # A core file would hold file keys. gpg does the same for itself.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        return _complain(error.problems, MISCONFIGURED)
+    except WatcherError as error:
+        return _complain([str(error)], FAILED)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS,
+        help="the configuration; without it $ARCHIVE_CONFIG, else ~/conf/df_archive.yaml",
+    )  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="dataflow_archive", description=DESCRIPTION, epilog=EXIT_CODES, parents=[shared],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(command=_watch)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
+        child = commands.add_parser(name, help=words, description=f"{words}.", parents=[shared])
+        child.set_defaults(command=command)
+        return child
+
+    add("once", _once, "archive what is ready now, then exit; for cron and for trying out")
+    add("check", _check, "tell, a line each, whether this machine and its configuration are fit to archive")
+    status = add("status", _status, "show the runs that are not encrypted, why, and how many there are of each status")
+    status.add_argument("--all", action="store_true", help="show the encrypted ones too")
+    status.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    retry = add("retry", _retry, "set a failed run to pending, its failures forgotten")
+    retry.add_argument("run", metavar="RUN", help="the run's name")
+    back = add("restore", _restore, "unwrap, decrypt, compare with what was recorded, and extract a run")
+    back.add_argument("run", metavar="RUN", help="the run's name")
+    back.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the run directory shall appear")
+    show = add("demo", _demo, "archive and restore a small run in a temporary directory; needs only gpg and tar")
+    show.add_argument("--keep", action="store_true", help="leave the directory there to look at")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Config:
+    return config.load(_config_path(options))
+
+
+def _config_path(options: argparse.Namespace) -> Path:
+    return config.find(getattr(options, "config", None), os.environ)
+
+
+def _prepared(options: argparse.Namespace) -> Config:
+    loaded = _load(options)
+    journal.configure(loaded.log_level, loaded.log_file)
+    assembly.refuse_unusable(loaded)
+    return loaded
+
+
+def _watch(options: argparse.Namespace) -> int:
+    loaded = _prepared(options)
+    kind = file_system_type(loaded.sequencing_path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        logger.warning(
+            "'%s' is on a network file system (%s): what other hosts write there causes no events here; "
+            "rescanning every %g s", loaded.sequencing_path, kind, loaded.network_rescan_interval,
+        )  # fmt: skip
+    with worker_lock(loaded.destination_path, loaded.worker_id):
+        return assembly.service(loaded, Metrics()).run()
+
+
+def _once(options: argparse.Namespace) -> int:
+    loaded = _prepared(options)
+    with worker_lock(loaded.destination_path, loaded.worker_id):
+        return assembly.service(loaded, Metrics()).run_once()
+
+
+def _check(options: argparse.Namespace) -> int:
+    loaded = _load(options)
+    print(f"ok    config: {_config_path(options)}")
+    findings = inspection.check(loaded)
+    for finding in findings:
+        print(f"{finding.mark:<5} {finding.what}: {finding.detail}")
+    return FAILED if any(finding.mark == inspection.FAIL for finding in findings) else OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    report = inspection.status(_load(options), everything=options.all)
+    if options.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        report.show()
+    return OK
+
+
+def _retry(options: argparse.Namespace) -> int:
+    statusdb = assembly.statusdb(_load(options), _sleep)
+    statusdb.retry(options.run)
+    print(f"run '{journal.printable(options.run)}' is pending again, with no failures counted")
+    return OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    loaded = _load(options)
+    document = assembly.statusdb(loaded, _sleep).get(options.run)
+    if document is None:
+        raise StatusDBUnavailable(f"run '{options.run}' is not in the status database")
+    restored = restore(document, assembly.shelf(loaded), options.to.absolute(), loaded.gnupg_home)
+    print(f"restored '{journal.printable(str(restored))}': its digests are those that were recorded")
+    return OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return demo.run(keep=options.keep)
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _complain(problems: Sequence[str], code: int) -> int:
+    for problem in problems:
+        print(f"dataflow_archive: {journal.printable(problem)}", file=sys.stderr)
+    return code

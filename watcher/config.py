@@ -1,0 +1,347 @@
+"""The configuration: one YAML file becomes one frozen `Config`, or the list of everything wrong with it.
+
+Each value is taken as the text it is written in, and its key decides what it means. YAML's own guesses
+would make a number of a fingerprint of digits, `false` of a sequencer named `off`, 83 of the password 0123.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import BeforeValidator, field_validator, model_validator
+from pydantic.types import ByteSize, SecretStr
+from pydantic_core import ErrorDetails
+
+from watcher.errors import ConfigError
+
+_SQLITE = "sqlite://"
+_CREDENTIAL = "statusdb_password"
+_LONGEST_SECONDS = 365 * 86400.0
+_UNIT_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)?\s*")
+_SIZE = r"[0-9]{1,15}(?:\.[0-9]+)? ?(?:[kKMGTP]?i?B)?"
+_COUCHDB_NAME = "[a-z][a-z0-9_$()+/-]*"
+_HOST = r"(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])"
+_SERVER = rf"(?i:https?://)?{_HOST}(?::[0-9]{{1,5}})?(?:/(?!/)[^\s?#@]*)?"
+_UNUSABLE = r"[\0\ud800-\udfff]"  # a file name, an argument or a document has no NUL and no lone surrogate
+_TRANSFERS_OWN = (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log")
+_REASONS = {  # pydantic's kinds of error that can reach an operator
+    "string_type": "is not usable text; write one value",
+    "tuple_type": "is not a list; write [one, two], or [] for none",
+    "model_type": "is not a set of keys; write url and the others beneath it, indented",
+    "literal_error": "is not allowed; write exit_code or presence",
+}
+
+
+def _matching(pattern: str, reason: str) -> BeforeValidator:
+    fit = re.compile(rf"(?s)(?=.*\S)(?!.*{_UNUSABLE})(?:{pattern})")
+
+    def parse(value: object) -> str:
+        if not isinstance(value, str | int) or not fit.fullmatch(str(value)):
+            raise ValueError(reason)
+        return str(value)
+
+    return BeforeValidator(parse)
+
+
+def _seconds(least: float) -> BeforeValidator:
+    def parse(value: object) -> float:
+        match = _DURATION.fullmatch(str(value))
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2] or "s"] if match else -1.0
+        if not least <= seconds <= _LONGEST_SECONDS:
+            raise ValueError(f"is not a time from {least:g} s to 365 d; write seconds, 15 min, 24 h or 7 d")
+        return seconds
+
+    return BeforeValidator(parse)
+
+
+def _absolute(value: object) -> Path:
+    try:
+        path = Path(str(value)).expanduser()
+    except RuntimeError:
+        raise ValueError("begins in no known home directory; begin it with /") from None
+    if not path.is_absolute() or re.search(_UNUSABLE, str(path)):
+        raise ValueError("is not an absolute path; begin it with / or ~/")
+    return path
+
+
+def _readable(path: Path) -> Path:
+    if not os.access(path, os.R_OK) or not path.is_file():
+        raise ValueError("is not a file that this user can read; name one")
+    return path
+
+
+def _first_line(path: Path) -> SecretStr:
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"cannot be read from '{path}': {why}; let this user read it") from None
+    if not line:
+        raise ValueError(f"cannot be read from '{path}': first line empty; write the password there")
+    return SecretStr(line)
+
+
+def _credential(environ: Mapping[str, str] | None) -> Path | None:
+    path = Path((environ or {}).get("CREDENTIALS_DIRECTORY", ""), _CREDENTIAL)
+    return path if path.is_absolute() and os.access(path, os.F_OK) else None
+
+
+_is_text = _matching(".*", "is not usable text; write one value, in quotes if it holds : or #")
+_Text = Annotated[str, _is_text]
+_Name = Annotated[str, _matching(r"(?!\.\.?$)[^/*]+", "is not a run's or sequencer's name; no '/', no '*'")]
+_FileName = Annotated[str, _matching("[^/]+", "is not a pattern of file names; write it without '/'")]
+_Path = Annotated[Path, BeforeValidator(_absolute)]
+_File = Annotated[Path, BeforeValidator(_readable), BeforeValidator(_absolute)]
+_Interval = Annotated[float, _seconds(least=0.1)]
+_Lease = Annotated[float, _seconds(least=1)]
+_Duration = Annotated[float, _seconds(least=0)]
+_Size = Annotated[ByteSize, _matching(_SIZE, "is not a size; write 500 MB or 10 GiB")]
+_Jobs = Annotated[int, _matching("[1-9]|[1-5][0-9]|6[0-4]", "is not a whole number from 1 to 64")]
+_Level = Annotated[
+    Literal["DEBUG", "INFO", "WARN", "ERROR"],
+    BeforeValidator(lambda level: level.upper().replace("WARNING", "WARN")),
+    _matching("(?i:debug|info|warn(ing)?|error)", "is not a log level; write DEBUG, INFO, WARN or ERROR"),
+]
+_Policy = Literal["exit_code", "presence"]
+_Database = Annotated[str, _matching(_COUCHDB_NAME, "is not a CouchDB name; write a-z, then a-z 0-9 _$()+-/")]
+_URL = Annotated[
+    str,  # the last is asked first
+    _matching(f"sqlite:///.*[^/]|{_SERVER}", "is no database; write a host, http://host or sqlite:///file"),
+    _matching("sqlite:///.*|[^@]*", "holds credentials; write statusdb.username and statusdb.password"),
+    _is_text,
+]
+
+
+class _Section(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True):
+    @model_validator(mode="before")
+    @classmethod
+    def _a_key_without_a_value_is_not_given(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+
+
+class StatusDBConfig(_Section, frozen=True):
+    """Where run documents are kept. A `username` always has a `password`; neither: no authentication."""
+
+    url: _URL = Field(description="a host, such as couch.example.org, or sqlite:///path/of/status.db")
+    username: _Text | None = Field(default=None, description="the database user; none: no authentication")
+    password_file: _Path | None = Field(default=None, description="a file whose first line is the password")
+    password: SecretStr | None = Field(default=None, description="the password, wherever it was given")
+    database: _Database = Field(default="archiving_status", description="its name; unused with SQLite")
+    ca_file: _File | None = Field(default=None, description="a PEM file of authorities to trust for url")
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file of an SQLite database, None for a server."""
+        return Path(self.url.removeprefix(_SQLITE)) if self.url.startswith(_SQLITE) else None
+
+    @property
+    def server_url(self) -> str:
+        """The `url` with its scheme and without a trailing slash."""
+        return (self.url if "://" in self.url else f"https://{self.url}").rstrip("/")
+
+    @field_validator("username", "password_file", "password")
+    @classmethod
+    def _sqlite_has_no_users(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("url", "").startswith(_SQLITE):
+            raise ValueError("means nothing to SQLite, which has no users; remove it")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _from_one_source(cls, given: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if not info.data.keys() >= {"url", "username", "password_file"}:
+            return given  # pydantic leaves out what it has refused; more about those would only confuse
+        username, file = info.data["username"], info.data["password_file"]
+        if given and file:
+            raise ValueError("is given beside statusdb.password_file; keep one of them")
+        if username is None and (given or file):
+            raise ValueError("has no statusdb.username; give one, or remove the password")
+        source = (given or file or _credential(info.context)) if username else None
+        if username and not source:
+            raise ValueError(f"is missing; give it, password_file or credential {_CREDENTIAL}, or no username")
+        return _first_line(source) if isinstance(source, Path) else source
+
+
+class Config(_Section, frozen=True):
+    """What the watcher is told: paths are absolute, durations seconds, sizes bytes."""
+
+    statusdb: StatusDBConfig = Field(description="the status database, at least its url")
+    sequencing_path: _Path = Field(description="the directory that holds <sequencer>/<run>")
+    destination_path: _Path = Field(description="the directory that receives <run>.tar.gpg")
+    run_keys_path: _Path = Field(default=Path("~/run_keys"), description="the same for <run>.key.gpg")
+    gpg_receiver: _Text = Field(description="the public key that may unwrap file keys, best as a fingerprint")
+    gnupg_home: _Path | None = Field(default=None, description="gpg's home; none: gpg's own default")
+    ignore: tuple[_Name, ...] = Field(default=(), description="names of sequencers and runs to leave alone")
+    tar_exclusions: tuple[_Text, ...] = Field(default=(), description="patterns for tar's --exclude")
+    tolerated_changes: tuple[_FileName, ...] = Field(default=_TRANSFERS_OWN, description="may change under tar")
+    log_file: _Path | None = Field(default=None, description="a file that receives the log as well")
+    log_level: _Level = Field(default="INFO", description="the least severity that is logged")
+    worker_id: _Text = Field(default_factory=socket.gethostname, description="this worker's name")
+    max_concurrent_jobs: _Jobs = Field(default=2, description="runs worked on at once")
+    rescan_interval: _Interval = Field(default=300.0, description="between full listings")
+    network_rescan_interval: _Interval = Field(default=60.0, description="the same on a network file system")
+    lease_seconds: _Lease = Field(default=300.0, description="unrenewed so long, a claim is open to others")
+    sentinel_policy: _Policy = Field(default="exit_code", description="presence: codes do not matter")
+    minimum_free_space: _Size = Field(default=ByteSize(1024**3), description="kept free in destination_path")
+    retry_delay: _Duration = Field(default=60.0, description="before the second attempt; then doubled")
+    settle_limit: _Duration = Field(default=86400.0, description="a run that changes for longer has failed")
+    stall_limit: _Interval = Field(default=900.0, description="tar or gpg that moves no byte so long is ended")
+
+
+class _Loader(yaml.BaseLoader):
+    """Makes text of every scalar, and None of an empty one, `~` and `null`."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(?:~|null|)$"), ["~", "n", ""])
+_Loader.add_constructor("tag:yaml.org,2002:null", lambda _loader, _node: None)
+
+
+def find(argument: Path | None, environ: Mapping[str, str]) -> Path:
+    """Given what `-c` named, return the file to load: that, else $ARCHIVE_CONFIG, else the usual one."""
+    named = argument or environ.get("ARCHIVE_CONFIG")
+    return Path(named or Path(environ.get("HOME") or Path.home(), "conf", "df_archive.yaml"))
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Given the file, and the environment that may name systemd credentials, return the Config.
+
+    Raises ConfigError with every problem of the file; no password is in it.
+    """
+    data, duplicates = _parse(_read(path), path)
+    try:
+        config = Config.model_validate(data, context=environ)
+    except ValidationError as error:
+        # `from None` here and below: the errors of pydantic and PyYAML quote the file, passwords included
+        raise ConfigError([*duplicates, *map(_problem, error.errors())]) from None
+    if duplicates:
+        raise ConfigError(duplicates)
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"config file '{path}' is not UTF-8 at line {line}; save it as UTF-8") from None
+    except OSError as error:
+        hint = "name another with -c FILE or $ARCHIVE_CONFIG; conf/df_archive.yaml is a sample"
+        raise ConfigError(f"config file '{path}' cannot be read: {error.strerror}; {hint}") from None
+
+
+def _parse(text: str, path: Path) -> tuple[Mapping[str, object], list[str]]:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file '{path}' is not YAML: {_what_and_where(error, text)}") from None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"config file '{path}' is not a set of keys; write lines such as 'log_level: INFO'")
+    return data, list(_duplicates(node))
+
+
+def _what_and_where(error: yaml.YAMLError, text: str) -> str:
+    mark = getattr(error, "problem_mark", None)  # absent from yaml.reader.ReaderError
+    before = text[: mark.index if mark else getattr(error, "position", 0)]
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    told = re.sub(r"'[^'<>]{2,}'", "'...'", what)  # what it quotes could be a piece of a password
+    return f"line {line}, column {column}: {told}; put text that holds special characters in quotes"
+
+
+def _duplicates(node: yaml.Node | None, within: str = "") -> Iterator[str]:
+    first_lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = f"{within}{key.value}", key.start_mark.line + 1
+        if name in first_lines:
+            yield f"{name}: given twice, at line {first_lines[name]} and line {line}; keep one of them"
+        first_lines.setdefault(name, line)
+        yield from _duplicates(value, f"{name}.")
+
+
+def _problem(error: ErrorDetails) -> str:
+    key, kind = ".".join(map(str, error["loc"])), error["type"]
+    if kind == "missing":
+        fields = (Config if len(error["loc"]) == 1 else StatusDBConfig).model_fields
+        return f"{key}: missing; give {fields[str(error['loc'][-1])].description}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        # of `{password:x}` YAML makes a key that holds the password
+        return f"{re.sub('(?<=[:=]).+', '...', key)}: not a key; {_suggestion(str(error['loc'][-1]))}"
+    reason = _REASONS.get(kind, error["msg"].removeprefix("Value error, "))
+    return f"{key}: {_shown(key, error['input'])} {reason}"
+
+
+def _shown(key: str, value: object) -> str:
+    if key in ("statusdb", "statusdb.password") or (key == "statusdb.url" and "@" in str(value)):
+        return "its value"
+    by_kind = {type(None): "nothing", list: "a list", dict: "a set of keys"}
+    return by_kind.get(type(value), repr(str(value)[:120]))
+
+
+def _suggestion(name: str) -> str:
+    known = {each: each for each in Config.model_fields}
+    known |= {each: f"statusdb.{each}" for each in StatusDBConfig.model_fields}
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {known[near[0]]}?" if near else f"remove it; known are {', '.join(known.values())}"
+
+
+def check_paths(config: Config) -> tuple[str, ...]:
+    """Given a Config, return what is wrong on this machine with the directories it names; none is made."""
+    keys = config.run_keys_path
+    return (
+        *_unusable("sequencing_path", config.sequencing_path, "readable"),
+        *_unusable("destination_path", config.destination_path, "writable"),
+        *_unusable("run_keys_path", keys if os.path.lexists(keys) else keys.parent, "writable"),
+        *_nested(config),
+    )
+
+
+def prepare_run_keys_path(path: Path) -> None:
+    """Make the directory of wrapped keys, mode 0700, if it is missing; raise ConfigError if that fails."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_keys_path: '{path}' cannot be made: {error.strerror}; make it") from error
+
+
+def _unusable(key: str, path: Path, access: Literal["readable", "writable"]) -> Iterator[str]:
+    try:
+        path.stat()
+    except OSError as error:
+        # making it ourselves would fill the disk beneath a missing mount
+        yield f"{key}: '{path}' cannot be reached: {error.strerror}; mount it, or make it if it is no mount"
+        return
+    wanted = os.R_OK | os.X_OK | (os.W_OK if access == "writable" else 0)
+    if not path.is_dir():
+        yield f"{key}: '{path}' is not a directory; name one"
+    elif not os.access(path, wanted):
+        yield f"{key}: '{path}' is not {access} for user id {os.geteuid()}; mend its owner, mode or mount"
+
+
+def _nested(config: Config) -> Iterator[str]:
+    source, destination, keys = config.sequencing_path, config.destination_path, config.run_keys_path
+    for key, path in (("destination_path", destination), ("run_keys_path", keys)):
+        if _within(path, source):
+            yield f"{key}: '{path}' is sequencing_path '{source}' or inside it; move it out"
+    if _within(source, destination) and not _within(destination, source):
+        yield f"sequencing_path: '{source}' is inside destination_path '{destination}'; move one of them"
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    # by identity, since one directory can have two names without any symbolic link: bind mounts
+    real = Path(os.path.realpath(inner))
+    there = [each for each in (real, *real.parents) if os.access(each, os.F_OK)]
+    return os.access(outer, os.F_OK) and any(each.samefile(outer) for each in there)

@@ -1,0 +1,330 @@
+"""File keys: made, used, proven and wrapped. The one room that knows gpg, through python-gnupg.
+
+Facts that shaped it (gpg 2.2.40 to 2.4.9): a passphrase ends at the first newline or NUL, so a file
+key is one line of hex. gpg closes a perfectly valid message around whatever it got when its feeder
+dies, so the caller must know from tar that the stream was whole. Compression costs a factor of eight
+on sequencing data. OCB would be quicker, but it is GnuPG's own packet; AES-256 with MDC is read by
+any OpenPGP program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parseaddr
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol, cast
+
+import gnupg
+
+from watcher.errors import ConfigError, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
+from watcher.job import Job
+from watcher.model import Digest
+
+BUFFER_BYTES = 1 << 20
+"""Bytes handed on at once: python-gnupg's own 16 KiB cost a third of the throughput."""
+
+WORDS_BYTES = 1000
+"""gpg's last words in an error are cut to this."""
+
+_OPTIONS = ("--no-options", "--no-symkey-cache")
+"""A gpg.conf must not add recipients or compression; the agent must not keep the file key."""
+
+# python-gnupg logs whole command lines and each status line; our errors say what matters of them.
+logging.getLogger("gnupg").setLevel(logging.CRITICAL + 1)
+
+
+class Source(Protocol):
+    """A stream to be encrypted."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+
+
+class FileKey:
+    """One archive's secret: a line of 64 hex digits, 32 random bytes. Shows itself to nobody by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @classmethod
+    def generate(cls) -> FileKey:
+        """Return a new key from the operating system's random source."""
+        return cls(secrets.token_hex(32))
+
+    def reveal(self) -> str:
+        """Return the secret itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "FileKey(hidden)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a file key is not to be stored")
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """The public key that may unwrap file keys. `expires` is None for one that never does."""
+
+    fingerprint: str
+    user: str
+    expires: datetime | None
+
+
+class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
+    """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings."""
+
+    def __init__(self, home: Path | None, job: Job | None = None) -> None:
+        self._job: Job | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        # gpg's words are compared and shown: C is the one locale that they are known in.
+        environment = {**os.environ, "LC_ALL": "C"}
+        try:
+            super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"gpg does not run ({error}); install GnuPG 2.2 or newer") from error
+        self.buffer_size = BUFFER_BYTES
+        self._job = job
+
+    def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
+        # python-gnupg would keep the process to itself, and leave it in our terminal's process group.
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = self.make_args(args, passphrase)
+        start = self._job.start if self._job else subprocess.Popen
+        self.process = start(command, env=self.env, **pipes)
+        return self.process
+
+
+def gpg_version(home: Path | None) -> str:
+    """Return gpg's version. Raises ConfigError when it does not run."""
+    return ".".join(map(str, _GPG(home).version or ("unknown",)))
+
+
+def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None) -> None:
+    """Encrypt `source` to its end with `key`, handing what gpg gives to `write`.
+
+    Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed.
+    A stream that ended early is encrypted without complaint: whether it was whole, its source must say.
+    """
+    gpg = _GPG(home, job)
+    sink = _Sink(write, gpg)
+    gpg.on_data = sink
+    try:
+        result = gpg.encrypt_file(
+            source, None, symmetric="AES256", passphrase=key.reveal(), armor=False,
+            extra_args=["--compress-algo", "none"],
+        )  # fmt: skip
+    except BrokenPipeError as error:
+        job.check()
+        sink.check()
+        raise EncryptFailed("gpg ended before it had read the whole run") from error
+    finally:
+        _end(gpg, job)
+    job.check()
+    sink.check()
+    if not _succeeded(result):
+        raise EncryptFailed(f"gpg could not encrypt: {_words(result)}")
+
+
+def validate(stored: IO[bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Digest]:
+    """Decrypt a stored archive; return the digest of the file and of what was in it.
+
+    Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled.
+    """
+    plain = _Hash()
+    file = decrypt(stored, key, plain.update, job, home)
+    return file, plain.digest
+
+
+def decrypt(
+    stored: IO[bytes], key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None
+) -> Digest:
+    """Decrypt a stored archive into `write`; return the digest of the file as it was read.
+
+    Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled, and what
+    `write` raised.
+    """
+    gpg = _GPG(home, job)
+    reader = DigestReader(stored, job)
+    sink = _Sink(write, gpg)
+    gpg.on_data = sink
+    try:
+        result = gpg.decrypt_file(reader, passphrase=key.reveal())
+    except BrokenPipeError as error:
+        job.check()
+        sink.check()
+        raise ValidateFailed("gpg ended before it had read the whole archive") from error
+    finally:
+        _end(gpg, job)
+    job.check()
+    sink.check()
+    if not _succeeded(result):
+        raise ValidateFailed(f"the stored archive does not decrypt: {_words(result)}")
+    return reader.digest
+
+
+def wrap(key: FileKey, recipient: Recipient, home: Path | None = None) -> bytes:
+    """Return `key`, encrypted to the recipient.
+
+    Raises RecipientUnusable when the recipient's key cannot encrypt (any more), WrapFailed otherwise.
+    """
+    result = _GPG(home).encrypt(
+        key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True
+    )  # fmt: skip
+    if _succeeded(result) and result.data:
+        return bytes(result.data)
+    if "INV_RECP" in result.stderr or "No public key" in result.stderr:
+        raise RecipientUnusable(
+            f"gpg_receiver: gpg refuses key {recipient.fingerprint} ({result.status_detail or result.status}); "
+            f"import a usable public key: gpg --import FILE"
+        )
+    raise WrapFailed(f"gpg could not wrap the file key to {recipient.fingerprint}: {_words(result)}")
+
+
+def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
+    """Return the file key that was wrapped. Asks for the private key's passphrase through gpg's own agent.
+
+    Raises WrapFailed when no private key here opens it.
+    """
+    result = _GPG(home).decrypt(wrapped)
+    if not _succeeded(result):
+        raise WrapFailed(f"the file key cannot be unwrapped: {_words(result)}; is the private key in this keyring?")
+    return FileKey(result.data.split(b"\n", 1)[0].decode("ascii"))
+
+
+def find_recipient(receiver: str, home: Path | None = None) -> Recipient:
+    """Return the one public key that `receiver` names and that can encrypt now.
+
+    `receiver` is what gpg takes: a fingerprint, a key id, an e-mail address, part of a name. Raises
+    RecipientUnusable when no key, or more than one, is meant, naming each with its fault.
+    """
+    keys = [dict(key) for key in _GPG(home).list_keys(keys=[receiver])]
+    exact = [key for key in keys if any(parseaddr(user)[1] == receiver for user in key["uids"])]
+    candidates = exact or keys
+    usable = [key for key in candidates if _fault(key) is None]
+    if len(usable) == 1:
+        return _recipient(usable[0])
+    if usable:
+        fingerprints = ", ".join(key["fingerprint"] for key in usable)
+        raise RecipientUnusable(
+            f"gpg_receiver: '{receiver}' matches {len(usable)} keys; set it to one fingerprint: {fingerprints}"
+        )
+    if not candidates:
+        raise RecipientUnusable(
+            f"gpg_receiver: no public key matches '{receiver}' in this user's keyring; import it: gpg --import FILE"
+        )
+    faults = "; ".join(f"{key['fingerprint']} {_fault(key)}" for key in candidates)
+    raise RecipientUnusable(f"gpg_receiver: no key of '{receiver}' can encrypt: {faults}; import a usable one")
+
+
+def _recipient(key: dict[str, Any]) -> Recipient:
+    ends = [int(value) for value in (key["expires"], *_encryption_expiries(key)[-1:]) if value]
+    expires = datetime.fromtimestamp(min(ends), UTC) if ends else None
+    return Recipient(key["fingerprint"], (key["uids"] or ["(no user id)"])[0], expires)
+
+
+def _encryption_expiries(key: dict[str, Any]) -> list[str]:
+    """Return when the usable encryption subkeys expire, the one that lasts longest at the end."""
+    infos = key.get("subkey_info", {}).values()
+    ends = [info["expires"] for info in infos if "e" in info["cap"] and info["trust"] not in ("e", "r", "i")]
+    return sorted(ends, key=lambda value: int(value) if value else 1 << 62)
+
+
+def _fault(key: dict[str, Any]) -> str | None:
+    """Say why a key cannot encrypt now; None if it can.
+
+    GnuPG's doc/DETAILS, field 12: a capital `E` says that the key as a whole can encrypt now, a `D`
+    that it is disabled; field 2 says why not.
+    """
+    if "D" in key["cap"]:
+        return "is disabled"
+    if "E" in key["cap"]:
+        return None
+    subkeys = [info["trust"] for info in key.get("subkey_info", {}).values() if "e" in info["cap"]]
+    whole = {"e": "has expired", "r": "is revoked", "i": "is invalid"}.get(key["trust"])
+    part = {"e": "its encryption subkey has expired", "r": "its encryption subkey is revoked"}
+    return whole or (part.get(subkeys[-1]) if subkeys else None) or "has no encryption subkey"
+
+
+class _Hash:
+    """SHA-256 and length of what goes through."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._size += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self._size, self._sha256.hexdigest())
+
+
+class DigestReader:
+    """A file that hashes what is read from it and tells the job of it."""
+
+    def __init__(self, source: Source | IO[bytes], job: Job) -> None:
+        self._source = source
+        self._job = job
+        self._hash = _Hash()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes. Raises the job's reason once it is cancelled."""
+        data = self._source.read(size)
+        self._hash.update(data)
+        self._job.moved(len(data))
+        return data
+
+    @property
+    def digest(self) -> Digest:
+        """What has been read so far."""
+        return self._hash.digest
+
+
+class _Sink:
+    """python-gnupg's `on_data`: hands chunks on, keeps none, and ends gpg when they cannot be taken."""
+
+    def __init__(self, write: Callable[[bytes], object], gpg: _GPG) -> None:
+        self._write = write
+        self._gpg = gpg
+        self._error: Exception | None = None
+
+    def __call__(self, chunk: bytes) -> bool:
+        if chunk and self._error is None:
+            try:
+                self._write(chunk)
+            except Exception as error:
+                # Raised by `check`: python-gnupg would go on to read from gpg to the end of the run.
+                self._error = error
+                cast("subprocess.Popen[bytes]", self._gpg.process).kill()
+        return False
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _succeeded(result: Any) -> bool:
+    return bool(result.ok) and result.returncode == 0
+
+
+def _words(result: Any) -> str:
+    lines = [line.strip() for line in result.stderr.splitlines() if line.startswith("gpg: ")]
+    words = "; ".join(line.removeprefix("gpg: ") for line in lines) or result.status
+    return words[-WORDS_BYTES:] or f"exit status {result.returncode}"
+
+
+def _end(gpg: _GPG, job: Job) -> None:
+    if gpg.process is not None:
+        job.end(gpg.process)

@@ -1,0 +1,94 @@
+"""The errors: a class says what happens next, its text what happened and what to do about it.
+
+An adapter turns every foreign exception into one of these; `watcher.worker` is the one place that
+acts on the difference. Anything that is not a `WatcherError` is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class WatcherError(Exception):
+    """Whatever this program can say about what went wrong."""
+
+    @property
+    def kind(self) -> str:
+        """The word for it in a run document's `last_error`."""
+        return type(self).__name__
+
+
+class ConfigError(WatcherError):
+    """What only an administrator can mend: refuse to start. Carries every problem found, not the first."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownRun(WatcherError):
+    """A command named a run that the status database does not have, or not in the state it needs."""
+
+
+class RestoreFailed(WatcherError):
+    """An archive could not be restored; nothing that stood at the destination was touched."""
+
+
+class NotTheRunsFault(WatcherError):
+    """The run may be fine: release its claim, count no attempt, try again later."""
+
+
+class StatusDBUnavailable(NotTheRunsFault):
+    """The status database does not answer, or answers that it cannot do it now."""
+
+
+class StatusDBRefused(StatusDBUnavailable):
+    """The status database refuses our credentials. Asking again would lock the account out."""
+
+
+class NoSpace(NotTheRunsFault):
+    """The destination cannot take the archive: full, over quota, read-only or failing."""
+
+
+class RunNotSettled(NotTheRunsFault):
+    """The run changed while it was read: its transfer goes on."""
+
+
+class RecipientUnusable(NotTheRunsFault):
+    """The key of `gpg_receiver` is missing, ambiguous or cannot encrypt now; no run can help that."""
+
+
+class Interrupted(NotTheRunsFault):
+    """We were told to stop."""
+
+
+class RunFailed(WatcherError):
+    """The run's own failure: counts an attempt."""
+
+
+class TarFailed(RunFailed):
+    """tar could not read the whole run."""
+
+
+class EncryptFailed(RunFailed):
+    """gpg did not encrypt what tar gave it."""
+
+
+class ValidateFailed(RunFailed):
+    """The stored archive does not decrypt to what tar gave."""
+
+
+class WrapFailed(RunFailed):
+    """The file key could not be encrypted to the recipient."""
+
+
+class PublishFailed(RunFailed):
+    """A file that is not ours stands under one of the archive's final names."""
+
+
+class Stalled(RunFailed):
+    """tar or gpg moved no byte for `stall_limit`."""
+
+
+class ClaimLost(WatcherError):
+    """The run is no longer ours: stop, and touch nothing that is published."""

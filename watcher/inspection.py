@@ -1,0 +1,222 @@
+"""Looking without touching: is this machine fit to archive, and how do the runs stand?"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from watcher import assembly, crypto
+from watcher.archive import MAX_RUN_NAME_BYTES
+from watcher.config import Config, check_paths
+from watcher.errors import ConfigError, WatcherError
+from watcher.intake import collision
+from watcher.journal import printable
+from watcher.model import Document, Status
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, Sighting, State, file_system_type, unusable_name
+from watcher.statusdb import StatusDB
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+EXPIRY_WARNING = timedelta(days=30)
+"""A recipient's key that expires sooner is pointed out."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `check`."""
+
+    mark: str
+    what: str
+    detail: str
+
+
+def check(config: Config) -> list[Finding]:
+    """Look at everything that archiving by this configuration needs; nothing is changed or made."""
+    parts: tuple[tuple[str, Callable[[Config], Iterator[Finding]]], ...] = (
+        ("directories", _check_directories),
+        ("gpg", _check_gpg),
+        ("tar", _check_tar),
+        ("recipient", _check_recipient),
+        ("status database", _check_statusdb),
+        ("inotify", _check_inotify),
+    )
+    findings = []
+    for what, look in parts:
+        try:
+            findings += list(look(config))
+        except (WatcherError, OSError) as error:
+            problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+            findings += [Finding(FAIL, what, printable(problem)) for problem in problems]
+    return findings
+
+
+def _check_directories(config: Config) -> Iterator[Finding]:
+    problems = check_paths(config)
+    yield from (Finding(FAIL, "directories", printable(problem)) for problem in problems)
+    for what in ("sequencing_path", "destination_path", "run_keys_path"):
+        path: Path = getattr(config, what)
+        if any(problem.startswith(f"{what}:") for problem in problems):
+            continue
+        if not path.is_dir():
+            yield Finding(OK, what, f"'{path}' will be made")
+            continue
+        kind = file_system_type(path)
+        remote = what == "sequencing_path" and kind in NETWORK_FILE_SYSTEMS
+        events = f"; events of other hosts do not come: rescans every {config.network_rescan_interval:g} s"
+        yield Finding(WARN if remote else OK, what, f"'{path}' on {kind}{events if remote else ''}")
+    if config.destination_path.is_dir():
+        free = shutil.disk_usage(config.destination_path).free
+        mark = OK if free > config.minimum_free_space else FAIL
+        yield Finding(
+            mark, "free space", f"{free / 1e9:.1f} GB, minimum_free_space {config.minimum_free_space / 1e9:.1f} GB"
+        )
+
+
+def _check_gpg(config: Config) -> Iterator[Finding]:
+    yield Finding(OK, "gpg", crypto.gpg_version(config.gnupg_home))
+
+
+def _check_tar(_config: Config) -> Iterator[Finding]:
+    first = subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    yield Finding(OK if "GNU tar" in first else FAIL, "tar", first if "GNU tar" in first else f"{first}: not GNU tar")
+
+
+def _check_recipient(config: Config) -> Iterator[Finding]:
+    recipient = assembly.find_recipient(config)
+    expires = recipient.expires
+    soon = expires is not None and expires - datetime.now(UTC) < EXPIRY_WARNING
+    when = f"expires {expires:%Y-%m-%d}" if expires else "never expires"
+    yield Finding(WARN if soon else OK, "recipient", f"{recipient.fingerprint} {printable(recipient.user)}, {when}")
+
+
+def _check_statusdb(config: Config) -> Iterator[Finding]:
+    statusdb = assembly.statusdb(config, _wait)
+    detail = statusdb.describe()
+    try:
+        statusdb.verify()
+    except ConfigError as error:
+        yield Finding(WARN, "status database", str(error))
+        return
+    yield Finding(OK, "status database", detail)
+    yield Finding(OK, "run documents", _counted(statusdb.count_by_status()))
+
+
+def _check_inotify(config: Config) -> Iterator[Finding]:
+    limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text(encoding="ascii"))
+    needed = 1 + sum(1 for _ in config.sequencing_path.iterdir()) + sum(
+        sighting.state is not State.READY for sighting in _sightings(config)
+    )  # fmt: skip
+    detail = f"{needed} watches needed, fs.inotify.max_user_watches is {limit}"
+    more = f"; raise it: sysctl -w fs.inotify.max_user_watches={needed * 4}"
+    yield Finding(OK if needed < limit else WARN, "inotify", detail if needed < limit else detail + more)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A run directory that is not archived as it stands: held, unusable, or in a collision."""
+
+    path: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `status` tells."""
+
+    counts: dict[str, int]
+    documents: tuple[Document, ...]
+    skipped: tuple[Skipped, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object: counts, the run documents, and what is skipped."""
+        return {
+            "counts": self.counts,
+            "runs": list(self.documents),
+            "skipped": [vars(one) for one in self.skipped],
+        }
+
+    def show(self) -> None:
+        """Print the report as a table."""
+        console = Console()
+        console.print(_counted(self.counts))
+        table = Table("run", "status", "worker", "failures", "since (UTC)", "note", box=None, pad_edge=False)
+        for document in self.documents:
+            table.add_row(*map(_cell, _row(document)))
+        for one in self.skipped:
+            table.add_row(*map(_cell, (Path(one.path).name, one.state, "", "", "", f"'{one.path}': {one.reason}")))
+        if table.row_count:
+            console.print(table)
+
+
+def status(config: Config, everything: bool = False) -> Report:
+    """Return how the runs stand in the status database, and which directories here are skipped and why.
+
+    Raises ConfigError or StatusDBUnavailable.
+    """
+    statusdb = assembly.statusdb(config, _wait)
+    shown = [status for status in Status if everything or status is not Status.ENCRYPTED]
+    documents = [document for status in shown for document in statusdb.with_status(status)]
+    return Report(statusdb.count_by_status(), tuple(documents), tuple(_skipped(config, statusdb)))
+
+
+def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
+    ready = []
+    for sighting in _sightings(config):
+        path = printable(str(sighting.run.path))
+        bad_name = unusable_name(sighting.run.name, MAX_RUN_NAME_BYTES)
+        if sighting.state is State.READY and bad_name:
+            yield Skipped(path, State.UNUSABLE, bad_name)
+        elif sighting.state is State.READY:
+            ready.append(sighting.run)
+        elif sighting.reason:
+            yield Skipped(path, sighting.state, sighting.reason)
+    known = statusdb.known(ready)
+    for run in ready:
+        document = known.get(run.name)
+        if document is not None and document["path"] != str(run.path):
+            yield Skipped(printable(str(run.path)), "collision", collision(run, document))
+
+
+def _sightings(config: Config) -> Iterator[Sighting]:
+    # An observer that was not started has no watches to set: it only looks.
+    observer = Observer(
+        config.sequencing_path, lambda _: None, lambda _: None, config.ignore, Policy(config.sentinel_policy)
+    )
+    return observer.sweep()
+
+
+def _row(document: Document) -> tuple[str, ...]:
+    claim = document.get("claim") or {}
+    error = document.get("last_error") or {}
+    total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
+    phase = f"{claim.get('phase', '')} {100 * done // total} %" if total else claim.get("phase", "")
+    wait = f", not before {document['not_before']}" if document.get("not_before") else ""
+    note = phase or (f"{error['kind']}: {error['message']}{wait}" if error else "")
+    return (
+        document["_id"], document["status"], document.get("worker_id", ""), str(document.get("failure_count", 0)),
+        document.get("updated_at", "")[:19], note,
+    )  # fmt: skip
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts.get(status, 0)} {status}" for status in Status)
+
+
+def _wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False

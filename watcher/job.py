@@ -1,0 +1,114 @@
+"""One run's work in hand: its progress, its child processes, and the reason to stop, if there is one.
+
+A job is what the threads around a run share. The worker's thread works; the thread that keeps leases,
+and the main thread, look at the progress and may cancel.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from watcher.errors import Stalled, WatcherError
+from watcher.model import Phase, Progress, Run
+
+MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
+"""The phases in which bytes must move; in the others a job may well wait for something outside."""
+
+
+class Job:
+    """The work on one run, from its claim to the claim's end. `size` is the run's, in bytes."""
+
+    def __init__(self, run: Run, size: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run = run
+        self.size = size
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._progress = Progress(Phase.CLAIMED)
+        self._moved_at = clock()
+        self._reason: WatcherError | None = None
+        self.cancelled = threading.Event()
+
+    @property
+    def progress(self) -> Progress:
+        """How far the work has come."""
+        return self._progress
+
+    @property
+    def bytes_to_come(self) -> int:
+        """How much this job will still write to the destination."""
+        progress = self._progress
+        if progress.phase is Phase.CLAIMED:
+            return self.size
+        return max(self.size - progress.bytes_done, 0) if progress.phase is Phase.ARCHIVING else 0
+
+    def enter(self, phase: Phase, bytes_total: int = 0) -> None:
+        """Begin a phase in which `bytes_total` bytes are expected. Raises the reason if cancelled."""
+        self.check()
+        self._progress = Progress(phase, 0, bytes_total)
+        self._moved_at = self._clock()
+
+    def moved(self, count: int) -> None:
+        """Note `count` more bytes. Raises the reason if cancelled."""
+        self.check()
+        progress = self._progress
+        self._progress = Progress(progress.phase, progress.bytes_done + count, progress.bytes_total)
+        self._moved_at = self._clock()
+
+    def check(self) -> None:
+        """Raise the reason for which this job was cancelled, if it was."""
+        if self._reason is not None:
+            raise self._reason
+
+    def cancel(self, reason: WatcherError) -> None:
+        """Stop the work for `reason` (the first one counts): its children end, then their pipes close."""
+        with self._lock:
+            self._reason = self._reason or reason
+            for child in self._children:
+                child.kill()
+        self.cancelled.set()
+
+    def cancel_if_stalled(self, limit_seconds: float) -> bool:
+        """Cancel when no byte has moved for `limit_seconds`, and say whether that was so."""
+        progress, still = self._progress, self._clock() - self._moved_at
+        if progress.phase not in MOVING or still < limit_seconds or self.cancelled.is_set():
+            return False
+        self.cancel(
+            Stalled(
+                f"no byte moved for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s); "
+                "tar or gpg hangs: look for a disk that does not answer"
+            )
+        )
+        return True
+
+    @contextmanager
+    def child(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Run `command` while the context lasts; it is killed if it still runs at the end or at a cancel.
+
+        `options` go to `subprocess.Popen`. Raises the reason if the job was cancelled.
+        """
+        process = self.start(command, **options)
+        try:
+            yield process
+        finally:
+            self.end(process)
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a child that a cancel ends. Its own process group keeps a terminal's Ctrl+C from it."""
+        with self._lock:
+            self.check()
+            process = subprocess.Popen(command, process_group=0, **options)
+            self._children.add(process)
+        return process
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill a child that still runs, and reap it."""
+        process.kill()
+        process.wait()
+        with self._lock:
+            self._children.discard(process)

@@ -1,0 +1,93 @@
+"""Logging: to journald with native fields under systemd, else to standard error; and to a file if asked.
+
+A line about a run is logged with `extra={"run": name}`; that is journald's field RUN_ID, and the
+line's first word elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from logging_journald import JournaldTransport, check_journal_stream
+
+from watcher.errors import ConfigError
+
+IDENTIFIER = "dataflow_archive"
+
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""syslog(3)'s numbers for Python's levels."""
+
+FORMAT = "%(asctime)sZ %(levelname)s %(about)s%(message)s"
+
+
+def configure(level: str, log_file: Path | None = None) -> None:
+    """Send the log of this process to where it belongs.
+
+    `level` is one of DEBUG, INFO, WARN, ERROR. Raises ConfigError when `log_file` cannot be written.
+    """
+    handlers: list[logging.Handler] = [JournalHandler() if check_journal_stream() else _text(logging.StreamHandler())]
+    if log_file is not None:
+        try:
+            handlers.append(_text(WatchedFileHandler(log_file, encoding="utf-8", errors="backslashreplace")))
+        except OSError as error:
+            raise ConfigError(f"log_file: '{log_file}' cannot be written: {error.strerror}") from error
+    # A full disk under the log file must not stop the archiving, nor fill the journal with tracebacks.
+    logging.raiseExceptions = False
+    logging.basicConfig(level=level.replace("WARNING", "WARN"), handlers=handlers, force=True)
+    for noisy in ("pycouchdb", "urllib3", "watchdog"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class JournalHandler(logging.Handler):
+    """Sends records to journald's socket, with a traceback in the message if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = JournaldTransport()
+        self.setFormatter(OneLine())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        fields: list[tuple[str, str | int]] = [
+            ("MESSAGE", self.format(record)),
+            ("PRIORITY", PRIORITIES.get(record.levelno, 6)),
+            ("SYSLOG_IDENTIFIER", IDENTIFIER),
+            ("CODE_FILE", record.pathname),
+            ("CODE_LINE", record.lineno),
+            ("CODE_FUNC", record.funcName or ""),
+            ("LOGGER", record.name),
+        ]
+        if run := getattr(record, "run", None):
+            fields.append(("RUN_ID", printable(run)))
+        try:
+            self._transport.send(fields)
+        except OSError:
+            self.handleError(record)
+
+
+class OneLine(logging.Formatter):
+    """Keeps a message on one line, whatever a run's name has in it: nobody forges a log line with a name."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03d"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        """Return the line for a record; a traceback follows on lines of its own."""
+        run = getattr(record, "run", None)
+        record.about = f"{printable(run)}: " if run else ""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def _text(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(OneLine(FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    return handler
+
+
+def printable(text: str) -> str:
+    """Return the text with everything escaped that would move the cursor, break the line or is no UTF-8."""
+    plain = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in plain)

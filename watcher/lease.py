@@ -1,0 +1,158 @@
+"""Leases: claims kept alive, and those of others found to have died.
+
+No two hosts' clocks need agree. A holder changes its document's revision every fifth of a lease; an
+observer that has seen one revision stand still for a whole lease, on its own clock, may take the run
+over. The holder stops trusting its claim a fifth of a lease earlier than the quickest observer could.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec
+
+from watcher import model
+from watcher.errors import ClaimLost, StatusDBUnavailable
+from watcher.job import Job
+from watcher.model import Claim, Document
+from watcher.statusdb import StatusDB
+
+RENEWALS_A_LEASE = 5
+TRUSTED_PART = 0.8
+"""Of a lease, counted from before the last renewal was sent."""
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+Operation = Callable[Concatenate[Document, str, P], Document]
+
+
+def boottime() -> float:
+    """Return seconds on a clock that no one sets and that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Lease:
+    """One claim in our hands. Its writes go through here, one at a time, each over the last one's revision."""
+
+    def __init__(self, claim: Claim, job: Job, lease_seconds: float, clock: Callable[[], float]) -> None:
+        self.claim = claim
+        self.job = job
+        self._seconds = lease_seconds
+        self._clock = clock
+        self._document = claim.document
+        self._renewed_at = clock()
+        self._ended = False
+        self._lock = threading.Lock()
+
+    @property
+    def document(self) -> Document:
+        """The run document as our last write left it."""
+        return self._document
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no one can have taken the run over yet."""
+        return self._clock() - self._renewed_at < self._seconds * TRUSTED_PART
+
+    def write(self, operation: Operation[P], *args: P.args, **kwargs: P.kwargs) -> Document:
+        """Do one of StatusDB's holder's operations on our document.
+
+        Raises ClaimLost when the run is another's, StatusDBUnavailable.
+        """
+        with self._lock:
+            asked_at = self._clock()
+            self._document = operation(self._document, self.claim.token, *args, **kwargs)
+            self._renewed_at = asked_at
+            self._ended = model.has_ended(self._document, self.claim.token)
+            return self._document
+
+    def renew(self, statusdb: StatusDB) -> None:
+        """Show that we live. Cancels the job when the claim is lost; says so when the database is away."""
+        if self._ended:
+            return
+        try:
+            self.write(statusdb.renew, self.job.progress)
+        except ClaimLost as error:
+            if not self._ended:
+                self.job.cancel(error)
+        except StatusDBUnavailable as error:
+            logger.warning("cannot renew the claim, work goes on: %s", error, extra={"run": self.claim.run.name})
+
+
+class LeaseKeeper:
+    """All claims that this process holds."""
+
+    def __init__(self, statusdb: StatusDB, lease_seconds: float, clock: Callable[[], float] = boottime) -> None:
+        self._statusdb = statusdb
+        self._seconds = lease_seconds
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, claim: Claim, job: Job) -> Iterator[Lease]:
+        """Keep a claim alive while the context lasts."""
+        lease = Lease(claim, job, self._seconds, self._clock)
+        with self._lock:
+            self._leases[claim.run.name] = lease
+        try:
+            yield lease
+        finally:
+            with self._lock:
+                self._leases.pop(claim.run.name, None)
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs whose claims are held."""
+        with self._lock:
+            return [lease.job for lease in self._leases.values()]
+
+    def holds(self, document: Document) -> bool:
+        """Say whether the claim in a document is one of ours that is alive."""
+        with self._lock:
+            lease = self._leases.get(document["_id"])
+        return lease is not None and model.is_held(document, lease.claim.token)
+
+    def changed(self, document: Document) -> None:
+        """Look after a held run at once when somebody else seems to have changed its document."""
+        with self._lock:
+            lease = self._leases.get(document["_id"])
+        if lease is not None and not model.is_held(document, lease.claim.token):
+            # The change may be older than our claim: only a write tells.
+            lease.renew(self._statusdb)
+
+    def renew_all(self) -> None:
+        """Renew every lease once."""
+        with self._lock:
+            leases = list(self._leases.values())
+        for lease in leases:
+            lease.renew(self._statusdb)
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait between renewals."""
+        return self._seconds / RENEWALS_A_LEASE
+
+
+class StaleClaims:
+    """The claims of others whose revision has not moved for a lease, as seen from here."""
+
+    def __init__(self, lease_seconds: float, clock: Callable[[], float] = boottime) -> None:
+        self._seconds = lease_seconds
+        self._clock = clock
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    def observe(self, processing: list[Document]) -> list[Document]:
+        """Take in all documents in `processing`, and return those that may be taken over."""
+        now = self._clock()
+        before, self._seen = self._seen, {}
+        stale = []
+        for document in processing:
+            seen = before.get(document["_id"])
+            since = seen[1] if seen and seen[0] == document["_rev"] else now
+            self._seen[document["_id"]] = (document["_rev"], since)
+            if now - since >= self._seconds:
+                stale.append(document)
+        return stale

@@ -1,0 +1,328 @@
+"""Runs, claims, archives, and what may happen to a run: frozen values and pure functions.
+
+A run document is a plain JSON mapping. Functions here never change one that they are given; they
+return a new one and keep every field that they do not know, since other programs may add theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from watcher.errors import WatcherError
+
+Document = dict[str, Any]
+
+MAX_FAILURES = 3
+"""A run that failed this often is `failed` until an operator says `retry`."""
+
+MAX_RETRY_DELAY_SECONDS = 3600.0
+"""No pause written into `not_before` is longer; one that looks longer comes from a clock that is off."""
+
+
+class Status(StrEnum):
+    """What may happen to a run next."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    ENCRYPTED = "encrypted"
+    FAILED = "failed"
+
+
+class Phase(StrEnum):
+    """How far the holder of a claim has come. Informs only."""
+
+    CLAIMED = "claimed"
+    ARCHIVING = "archiving"
+    VALIDATING = "validating"
+    WRAPPING = "wrapping"
+    PUBLISHING = "publishing"
+
+
+class Event(StrEnum):
+    """What can happen to a run document."""
+
+    REGISTER = "register"
+    CLAIM = "claim"
+    RENEW = "renew"
+    RELEASE = "release"
+    FAIL = "fail"
+    RECORD = "record"
+    RETRY = "retry"
+
+
+TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
+    Event.REGISTER: {None: (Status.PENDING,)},
+    Event.CLAIM: {Status.PENDING: (Status.PROCESSING,), Status.PROCESSING: (Status.PROCESSING,)},
+    Event.RENEW: {Status.PROCESSING: (Status.PROCESSING,)},
+    Event.RELEASE: {Status.PROCESSING: (Status.PENDING,)},
+    Event.FAIL: {Status.PROCESSING: (Status.PENDING, Status.FAILED)},
+    Event.RECORD: {Status.PROCESSING: (Status.ENCRYPTED,)},
+    Event.RETRY: {Status.FAILED: (Status.PENDING,), Status.PENDING: (Status.PENDING,)},
+}
+"""For each event: the statuses it may meet, and those it may lead to."""
+
+
+class IllegalTransition(WatcherError):
+    """The event is not in the table for the status that the run document has."""
+
+
+def next_status(event: Event, status: Status | None, failures: int = 0) -> Status:
+    """Return the status after `event`, given the `failures` counted with it.
+
+    Raises IllegalTransition for what `TRANSITIONS` does not have.
+    """
+    choices = TRANSITIONS[event].get(status)
+    if choices is None:
+        raise IllegalTransition(f"a run that is '{status or 'not registered'}' cannot take the event '{event}'")
+    return choices[-1] if failures >= MAX_FAILURES else choices[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. `path` is `sequencing_path/<sequencer>/<run>`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's name: the run document's `_id` and the archive's first part."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a run, as acquired: `document` is what the claim wrote, `previous` what it met."""
+
+    run: Run
+    token: str
+    document: Document
+    previous: Document
+
+    @property
+    def previous_token(self) -> str | None:
+        """The token of the run's last holder, dead or done, if there was one."""
+        return live_token(self.previous)
+
+    @property
+    def announced(self) -> Archive | None:
+        """The archive that an interrupted attempt had announced, if it came that far."""
+        archive = self.previous.get("archive")
+        return Archive.from_document(archive) if archive else None
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a stream was: its length in bytes and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TarReport:
+    """What tar gave: its stream's digest, how many members, and its harmless warnings."""
+
+    stream: Digest
+    members: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncryptedArchive:
+    """A staged archive that has been proven to decrypt to what tar gave."""
+
+    staged: Path
+    file: Digest
+    tar: TarReport
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A finished archive as the run document's `archive` field has it."""
+
+    file: str
+    size: int
+    sha256: str
+    tar_sha256: str
+    tar_size: int
+    key_file: str
+    key_sha256: str
+    recipient: str
+    members: int
+    warnings: tuple[str, ...] = ()
+
+    def to_document(self) -> Document:
+        """Return the JSON object for the run document."""
+        return {**dataclasses.asdict(self), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_document(cls, value: Mapping[str, Any]) -> Self:
+        """Return the Archive that a document's `archive` field holds; raises TypeError if it is not one."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value[key] for key in value if key in names}
+        return cls(**{**known, "warnings": tuple(value.get("warnings", ()))})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a claim's work has come, in bytes of the run."""
+
+    phase: Phase
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+def timestamp(moment: datetime) -> str:
+    """Return ISO 8601 in UTC with its offset, to the second."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def status_of(document: Document) -> Status | None:
+    """Return the document's status, or None for one that is not a run's (or not in our words)."""
+    try:
+        return Status(document.get("status", ""))
+    except ValueError:
+        return None
+
+
+def token_of(document: Document) -> str | None:
+    """Return the token of the claim that the document shows."""
+    claim = document.get("claim")
+    return claim.get("token") if isinstance(claim, dict) else None
+
+
+def live_token(document: Document) -> str | None:
+    """Return the token whose staged files may still be wanted: the holder's, or the last one's who announced some."""
+    waits = status_of(document) in (Status.PENDING, Status.FAILED) and "archive" in document
+    return token_of(document) or (document.get("last_claim") if waits else None)
+
+
+def is_held(document: Document, token: str) -> bool:
+    """Say whether the claim `token` still holds the document."""
+    return status_of(document) is Status.PROCESSING and token_of(document) == token
+
+
+def has_ended(document: Document, token: str) -> bool:
+    """Say whether the claim `token` has released, failed or recorded the document."""
+    return document.get("last_claim") == token
+
+
+def seconds_until_due(document: Document, now: datetime) -> float:
+    """Return how long `not_before` still asks to wait: 0 when it has passed, is absent or cannot be true."""
+    try:
+        left = (datetime.fromisoformat(document["not_before"]) - now).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return left if 0 < left <= MAX_RETRY_DELAY_SECONDS else 0.0
+
+
+def retry_delay(failures: int, first_seconds: float) -> float:
+    """Return the pause in seconds after the failure number `failures`: doubled each time, an hour at most."""
+    return min(first_seconds * 2.0 ** max(failures - 1, 0), MAX_RETRY_DELAY_SECONDS)
+
+
+def registered(run: Run, now: datetime) -> Document:
+    """Return the document of a run that was not known."""
+    at = timestamp(now)
+    return {
+        "_id": run.name,
+        "path": str(run.path),
+        "status": str(next_status(Event.REGISTER, None)),
+        "failure_count": 0,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def claimed(document: Document, worker_id: str, token: str, now: datetime) -> Document:
+    """Return the document with this claim in it; an announced archive stays for the holder to adopt."""
+    changed = _moved(document, Event.CLAIM, now)
+    changed.pop("not_before", None)
+    return {**changed, "worker_id": worker_id, "claim": {"token": token, "phase": str(Phase.CLAIMED)}}
+
+
+def renewed(document: Document, progress: Progress, now: datetime) -> Document:
+    """Return the document with the claim's progress brought up to date."""
+    claim = {**document["claim"], **dataclasses.asdict(progress), "phase": str(progress.phase)}
+    return {**_moved(document, Event.RENEW, now), "claim": claim}
+
+
+def announced(document: Document, archive: Archive | None, now: datetime) -> Document:
+    """Return the document that names the archive about to be published (None: it names none any more)."""
+    changed = renewed(document, Progress(Phase.PUBLISHING if archive else Phase.CLAIMED), now)
+    changed.pop("archive", None)
+    return {**changed, "archive": archive.to_document()} if archive else changed
+
+
+def released(document: Document, error: WatcherError | None, wait_seconds: float, now: datetime) -> Document:
+    """Return the document given back: no attempt counted, not to be claimed for `wait_seconds`."""
+    changed = _ended(_moved(document, Event.RELEASE, now))
+    return _with_reason(changed, error, wait_seconds, now)
+
+
+def failed(document: Document, error: Exception, first_delay_seconds: float, now: datetime) -> Document:
+    """Return the document with one more failure: `pending` and not to be claimed for a while, or `failed`."""
+    failures = int(document.get("failure_count", 0)) + 1
+    changed = _ended(_moved(document, Event.FAIL, now, failures))
+    wait = retry_delay(failures, first_delay_seconds) if changed["status"] == Status.PENDING else 0
+    changed.pop("unsettled_since", None)
+    return _with_reason({**changed, "failure_count": failures}, error, wait, now)
+
+
+def unsettled(document: Document, now: datetime) -> Document:
+    """Return the document that remembers since when its run has been changing under tar."""
+    return {**document, "unsettled_since": document.get("unsettled_since") or timestamp(now)}
+
+
+def unsettled_seconds(document: Document, now: datetime) -> float:
+    """Return for how long the run has been found changing: 0 if this is the first time."""
+    since = document.get("unsettled_since")
+    return max((now - datetime.fromisoformat(since)).total_seconds(), 0.0) if since else 0.0
+
+
+def recorded(document: Document, archive: Archive, now: datetime) -> Document:
+    """Return the document of a run whose archive is published."""
+    changed = _ended(_moved(document, Event.RECORD, now))
+    for trace in ("last_error", "unsettled_since"):
+        changed.pop(trace, None)
+    return {**changed, "archive": archive.to_document()}
+
+
+def retried(document: Document, now: datetime) -> Document:
+    """Return the document of a run that an operator wants tried again, its count of failures at zero."""
+    changed = _moved(document, Event.RETRY, now)
+    for trace in ("not_before", "unsettled_since"):
+        changed.pop(trace, None)
+    return {**changed, "failure_count": 0}
+
+
+def noted(document: Document, error: WatcherError, now: datetime) -> Document:
+    """Return the document with the reason why nobody works on it; its status stays."""
+    return _with_reason(document, error, 0, now)
+
+
+def _moved(document: Document, event: Event, now: datetime, failures: int = 0) -> Document:
+    status = next_status(event, status_of(document), failures)
+    return {**document, "status": str(status), "updated_at": timestamp(now)}
+
+
+def _ended(document: Document) -> Document:
+    # The token stays behind so that a holder whose answer was lost can see that its last write arrived.
+    changed = {key: value for key, value in document.items() if key not in ("claim", "not_before")}
+    return {**changed, "last_claim": token_of(document)}
+
+
+def _with_reason(document: Document, error: Exception | None, wait_seconds: float, now: datetime) -> Document:
+    changed = dict(document)
+    if error is not None:
+        kind = error.kind if isinstance(error, WatcherError) else type(error).__name__
+        changed["last_error"] = {"kind": kind, "message": str(error), "at": timestamp(now)}
+    if wait_seconds > 0:
+        changed["not_before"] = timestamp(now + timedelta(seconds=wait_seconds))
+    return changed

@@ -1,0 +1,424 @@
+"""The daemon: its threads, its signals, what it tells systemd, and the order in which it ends.
+
+Threads: main (rescans, health, systemd), one that reads signals, watchdog's observer (one reads
+inotify, one waits for sentinels to settle, one dispatches), one that registers what events bring, one
+that follows the database's changes, one that renews all leases, and the pool. Registering has a
+thread of its own so that a storm of events becomes a few large requests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from urllib.parse import quote
+
+from watcher import model
+from watcher.archive import Shelf
+from watcher.dispatcher import Dispatcher
+from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable, WatcherError
+from watcher.intake import Intake, Noticed
+from watcher.journal import printable
+from watcher.lease import LeaseKeeper, StaleClaims
+from watcher.metrics import Metrics
+from watcher.model import Document, Run, Status
+from watcher.sentinels import Observer
+from watcher.statusdb import FeedLost, StatusDB, path_of
+from watcher.worker import Outcome, Worker, growing_pauses
+
+TICK_SECONDS = 2.0
+"""How often the main thread looks at the threads' health and at stalled jobs."""
+
+CHANGES_WAIT_SECONDS = 30.0
+"""How long one question for the database's changes may stay unanswered."""
+
+SPIN_SECONDS = 1.0
+"""An empty answer that came at once is not asked again for so long: some proxies do not hold a request."""
+
+ABORT_SECONDS = 4.0
+"""After the second signal so long for children to end and claims to be given back."""
+
+SWEEP_SECONDS = 86400.0
+"""Staged files of a token that the database does not know are debris when nobody wrote them for a day."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the daemon needs to know beside its parts; times in seconds."""
+
+    worker_id: str
+    sequencing_path: Path
+    rescan_interval: float
+    stall_limit: float
+    lease_seconds: float
+    jobs: int
+
+
+class Notifier:
+    """systemd's sd_notify(3): datagrams to `$NOTIFY_SOCKET`; silent without one."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        self._last = ""
+
+    def send(self, *states: str) -> None:
+        """Send assignments such as READY=1; one that was just sent is not repeated, but for WATCHDOG=1."""
+        text = "\n".join(states)
+        if self._address is None or (text == self._last and "WATCHDOG=1" not in states):
+            return
+        self._last = text
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            try:
+                channel.sendto(text.encode(), self._address)
+            except OSError as error:
+                logger.warning("systemd does not hear us: %s", error)
+
+
+@contextmanager
+def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
+    """Be the only process of this `worker_id` on this destination while the context lasts.
+
+    The lock is what lets a restarted worker take its own claims back at once. Raises ConfigError when
+    another process has it.
+    """
+    path = destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"destination_path: cannot make the lock file '{path}': {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"worker_id: another process works as '{worker_id}' on '{destination}' ({error.strerror}: '{path}'); "
+            "stop it, or give each its own worker_id"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Service:
+    """Everything that runs, put together."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        statusdb: StatusDB,
+        shelf: Shelf,
+        worker: Worker,
+        leases: LeaseKeeper,
+        observe: Callable[..., Observer],
+        metrics: Metrics,
+        abort: threading.Event,
+        notifier: Notifier,
+    ) -> None:
+        self._settings = settings
+        self._statusdb = statusdb
+        self._shelf = shelf
+        self._worker = worker
+        self._leases = leases
+        self._metrics = metrics
+        self._notifier = notifier
+        self._abort = abort
+        self._stopping = threading.Event()
+        self._exit_code = 0
+        self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._dispatcher = Dispatcher(worker.work, settings.jobs)
+        self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
+        self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
+        self._stale = StaleClaims(settings.lease_seconds)
+        self._rescan_at = 0.0
+        self._swept_at = float("-inf")
+        self._threads: list[threading.Thread] = []
+
+    def run(self) -> int:
+        """Watch until a signal ends it; return the exit code."""
+        self._listen_to_signals()
+        self._notifier.send("STATUS=waiting for the status database")
+        if self._await_database():
+            self._start("lease", self._keep_leases)
+            since = self._place_in_changes()
+            self._start("changes", lambda: self._follow_changes(since))
+            self._start("intake", lambda: self._intake.follow(self._abort))
+            self._observer.start()
+            self._rescan("first rescan")
+            self._notifier.send("READY=1", f"STATUS={self._state()}")
+            logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
+            self._watch()
+        self._finish()
+        return self._exit_code
+
+    def run_once(self) -> int:
+        """Archive what is ready now; return 1 if something of it failed, else 0."""
+        self._listen_to_signals()
+        if self._await_database():
+            self._start("lease", self._keep_leases)
+            self._rescan("rescan")
+            self._dispatcher.drain()
+        self._finish()
+        outcomes = self._dispatcher.outcomes()
+        logger.info("done: %s", ", ".join(f"{count} {word}" for word, count in outcomes.items()) or "nothing to do")
+        good = outcomes[Outcome.ENCRYPTED] + outcomes[Outcome.NOT_OURS]
+        return self._exit_code or (0 if good == outcomes.total() else 1)
+
+    # What the threads do
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            if self._rescan_at <= time.monotonic():
+                self._rescan("rescan")
+            self._look_after()
+            due = self._dispatcher.release_due()
+            wait = min(TICK_SECONDS, self._rescan_at - time.monotonic(), due if due is not None else TICK_SECONDS)
+            try:
+                why = self._inbox.get(timeout=max(wait, 0.0))
+            except queue.Empty:
+                continue
+            while not self._inbox.empty():
+                self._inbox.get()
+            if why:
+                self._recover(why)
+
+    def _recover(self, why: str) -> None:
+        if not self._stopping.is_set():
+            logger.warning("%s: a rescan finds what events did not tell", why)
+            self._observer.forget()
+            self._rescan_at = 0.0
+
+    def _look_after(self) -> None:
+        """Restart what died, end what hangs, and tell systemd that all is well if it is."""
+        if not self._observer.is_alive():
+            logger.error("the observer has ended, or '%s' is another directory now", self._settings.sequencing_path)
+            self._observer.restart()
+            self._rescan_at = 0.0
+        for job in self._leases.jobs():
+            job.cancel_if_stalled(self._settings.stall_limit)
+        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        if dead:
+            logger.critical("threads have died: %s; systemd will restart us", ", ".join(dead))
+        else:
+            self._notifier.send("WATCHDOG=1", f"STATUS={self._state()}")
+
+    def _rescan(self, why: str) -> None:
+        started = time.monotonic()
+        self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
+        try:
+            self._sweep_debris()
+            sightings = list(self._observer.sweep())
+            self._intake.take(sightings, Noticed.RESCAN)
+            for document in self._statusdb.pending():
+                self._offer(document)
+            self._take_back_own()
+        except StatusDBUnavailable as error:
+            logger.warning("%s not complete, tried again soon: %s", why, error)
+            self._rescan_at = time.monotonic() + min(10.0, self._settings.rescan_interval)
+            return
+        seconds = time.monotonic() - started
+        logger.info("%s: %d runs seen in %.2f s; %s", why, len(sightings), seconds, self._counted())
+
+    def _sweep_debris(self) -> None:
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
+        live = self._live_tokens() if staged else set()
+        for path, token in staged:
+            if token not in live and time.time() - path.stat().st_mtime > SWEEP_SECONDS:
+                logger.info("removing debris '%s'", path)
+                path.unlink(missing_ok=True)
+        self._swept_at = time.monotonic()
+
+    def _live_tokens(self) -> set[str | None]:
+        statuses = (Status.PENDING, Status.PROCESSING, Status.FAILED)
+        return {model.live_token(document) for status in statuses for document in self._statusdb.with_status(status)}
+
+    def _keep_leases(self) -> None:
+        while not self._abort.wait(self._leases.pause_seconds):
+            self._leases.renew_all()
+            try:
+                stale = self._stale.observe(
+                    [document for document in self._statusdb.processing() if not self._leases.holds(document)]
+                )
+            except StatusDBUnavailable as error:
+                logger.warning("cannot look for stale claims: %s", error)
+                continue
+            for document in stale:
+                self._offer_stale(document)
+
+    def _take_back_own(self) -> None:
+        """Offer the runs that this worker held when it died, or could not give back: nobody else has its lock."""
+        for document in self._statusdb.processing():
+            if document.get("worker_id") == self._settings.worker_id and not self._leases.holds(document):
+                self._offer_stale(document)
+
+    def _place_in_changes(self) -> str | None:
+        """Return from where to follow the changes: taken before the first rescan, so that nothing lies between."""
+        try:
+            return self._statusdb.changes(None, 0).since
+        except StatusDBUnavailable:
+            return None
+
+    def _follow_changes(self, since: str | None) -> None:
+        pauses = growing_pauses()
+        while not self._stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                changes = self._statusdb.changes(since, CHANGES_WAIT_SECONDS)
+            except FeedLost as error:
+                logger.warning("changes are followed anew: %s", error)
+                since = None
+                self._stopping.wait(next(pauses))
+                continue
+            except StatusDBUnavailable as error:
+                logger.warning("cannot follow the database's changes: %s", error)
+                self._stopping.wait(next(pauses))
+                continue
+            if since is None:
+                self._rescan_at = 0.0  # what changed before this place was not told
+                self._inbox.put("")
+            since, pauses = changes.since, growing_pauses()
+            for document in changes.documents:
+                self._changed(document)
+            if not changes.documents and time.monotonic() - asked_at < SPIN_SECONDS:
+                self._stopping.wait(SPIN_SECONDS)
+
+    def _changed(self, document: Document) -> None:
+        if document.get("_deleted"):
+            self._intake.forget(document["_id"])
+            return
+        self._leases.changed(document)
+        if model.status_of(document) is Status.PENDING:
+            self._offer(document)
+
+    # Between the parts
+
+    def _sighted(self, sighting: object) -> None:
+        self._intake.put(sighting)  # type: ignore[arg-type]
+
+    def _lost(self, why: str) -> None:
+        self._inbox.put(why)
+
+    def _offer(self, document: Document) -> None:
+        run = self._ours(document)
+        if run is None:
+            return
+        wait = self._statusdb.seconds_until_due(document)
+        if wait > 0:
+            self._dispatcher.offer_later(run, wait)
+        else:
+            self._dispatcher.offer(run)
+
+    def _offer_stale(self, document: Document) -> None:
+        if run := self._ours(document):
+            self._dispatcher.offer(run, document["_rev"])
+
+    def _ours(self, document: Document) -> Run | None:
+        """Return the document's run if it lies on this machine, two levels below our sequencing path."""
+        path = path_of(document)
+        on_our_tree = path.parent.parent == self._settings.sequencing_path and path.name == document["_id"]
+        return Run(path) if on_our_tree and path.is_dir() else None
+
+    def _state(self) -> str:
+        running, waiting = self._dispatcher.counts()
+        parts = [f"{printable(job.run.name)} {_percent(job.progress)}" for job in self._leases.jobs()]
+        return f"{running} running, {waiting} waiting; {self._observer.watches} watches; {', '.join(parts) or 'idle'}"
+
+    def _counted(self) -> str:
+        counts = self._metrics.counts()
+        return "noticed so far: " + ", ".join(f"{counts.get(f'noticed_by_{how}', 0)} by {how}" for how in Noticed)
+
+    # Beginning and end
+
+    def _listen_to_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._obey, name="signals", daemon=True).start()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # SimpleQueue.put may interrupt itself; an Event's lock may not.
+        self._signals.put(number)
+
+    def _obey(self) -> None:
+        first = self._signals.get()
+        logger.info("%s: taking nothing new, finishing what runs; once more cancels it", signal.Signals(first).name)
+        self._notifier.send("STOPPING=1", "STATUS=finishing the runs in progress")
+        self._dispatcher.close()
+        self._stopping.set()
+        self._inbox.put("")
+        second = signal.Signals(self._signals.get())
+        logger.warning("%s again: cancelling", second.name)
+        self._exit_code = 128 + second
+        self._worker.cancel(Interrupted(f"cancelled by {second.name}"))
+        self._exit_soon()
+
+    def _exit_soon(self) -> None:
+        deadline = time.monotonic() + ABORT_SECONDS
+        while self._dispatcher.counts()[0] and time.monotonic() < deadline:
+            self._abort.wait(0.02)
+        self._abort.set()
+        logging.shutdown()
+        # Whatever still hangs is a disk or a database: the claims left over are found by their leases.
+        os._exit(self._exit_code)
+
+    def _await_database(self) -> bool:
+        pauses = growing_pauses()
+        while not self._stopping.is_set():
+            try:
+                self._statusdb.prepare()
+            except StatusDBRefused as error:
+                raise ConfigError(str(error)) from error
+            except StatusDBUnavailable as error:
+                pause = next(pauses)
+                logger.warning("the status database is away, trying again in %g s: %s", pause, error)
+                self._stopping.wait(pause)
+            else:
+                return True
+        return False
+
+    def _start(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=_guarded(target), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _finish(self) -> None:
+        """End in order: nothing new, observer, running runs under renewed leases, then the leases."""
+        self._dispatcher.close()
+        self._stopping.set()
+        self._observer.stop()
+        self._intake.end()
+        self._dispatcher.shutdown()
+        self._abort.set()
+        self._statusdb.close()
+        logger.info("ended; %s", self._counted())
+
+
+def _guarded(target: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            target()
+        except Exception:
+            logger.exception("a thread has died of a bug")
+
+    return run
+
+
+def _percent(progress: model.Progress) -> str:
+    if not progress.bytes_total:
+        return str(progress.phase)
+    return f"{progress.phase} {min(100 * progress.bytes_done // progress.bytes_total, 100)} %"

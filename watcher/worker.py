@@ -1,0 +1,292 @@
+"""The story of one run, and what each class of error leads to."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from watcher import crypto
+from watcher.archive import Shelf, TarStream, reading, run_size, writing
+from watcher.errors import ClaimLost, Interrupted, NoSpace, NotTheRunsFault, RunFailed, RunNotSettled, ValidateFailed
+from watcher.job import Job
+from watcher.lease import Lease, LeaseKeeper
+from watcher.model import MAX_RETRY_DELAY_SECONDS, Archive, Claim, Document, EncryptedArchive, Phase, Run
+from watcher.sentinels import Policy, State, inspect
+from watcher.statusdb import StatusDB
+
+LONGEST_PAUSE_SECONDS = 60.0
+"""Between tries of a finished archive's last steps, while the database or the recipient's key is away."""
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Outcome(StrEnum):
+    """What became of a run that was offered to a worker."""
+
+    ENCRYPTED = "encrypted"
+    NOT_OURS = "not ours"
+    RELEASED = "released"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know; sizes in bytes, times in seconds."""
+
+    worker_id: str
+    receiver: str
+    gnupg_home: Path | None = None
+    exclusions: tuple[str, ...] = ()
+    tolerated_changes: tuple[str, ...] = ()
+    policy: Policy = Policy.EXIT_CODE
+    minimum_free_space: int = 0
+    retry_delay: float = 60.0
+    settle_limit: float = 86400.0
+
+
+def growing_pauses() -> Iterator[float]:
+    """Yield 1, 2, 4 ... seconds, up to LONGEST_PAUSE_SECONDS, without end."""
+    return (min(2.0**exponent, LONGEST_PAUSE_SECONDS) for exponent in itertools.count())
+
+
+class Worker:
+    """Archives runs, each in the thread that calls `work`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        statusdb: StatusDB,
+        shelf: Shelf,
+        leases: LeaseKeeper,
+        pauses: Callable[[], Iterator[float]] = growing_pauses,
+    ) -> None:
+        self._settings = settings
+        self._statusdb = statusdb
+        self._shelf = shelf
+        self._leases = leases
+        self._pauses = pauses
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def work(self, run: Run, stale_rev: str | None = None) -> Outcome:
+        """Claim a run and archive it; return what became of it.
+
+        `stale_rev` is the revision of a dead worker's claim that may be taken over. Raises
+        StatusDBUnavailable when the run could not even be claimed.
+        """
+        document = self._statusdb.claimable(run, stale_rev) if self._is_ready(run) else None
+        if document is None:
+            return Outcome.NOT_OURS
+        with self._reserved(document, Job(run, run_size(run))) as job:
+            claim = self._statusdb.claim(run, self._settings.worker_id, document) if job else None
+            if claim is None or job is None:
+                return Outcome.NOT_OURS
+            _tell_claim(claim)
+            with self._leases.hold(claim, job) as lease:
+                return self._attempt(claim, lease, job)
+
+    def cancel(self, reason: Interrupted) -> None:
+        """Stop all work for `reason`, without waiting for it to end."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel(reason)
+
+    def _story(self, claim: Claim, lease: Lease, job: Job) -> None:
+        archive = self._adopt(claim, lease, job)
+        if archive is None:
+            key = crypto.FileKey.generate()
+            encrypted = self._encrypt(claim, key, job)
+            archive = self._wrap(claim, encrypted, key, job)
+            self._publish(claim, archive, lease, job)
+        self._wait_out(lambda: lease.write(self._statusdb.record, archive), "record", job)
+        logger.info("encrypted '%s': %d bytes, %d members", archive.file, archive.size, archive.members, extra=_of(job))
+
+    def _attempt(self, claim: Claim, lease: Lease, job: Job) -> Outcome:
+        try:
+            self._story(claim, lease, job)
+            return Outcome.ENCRYPTED
+        except ClaimLost as error:
+            logger.warning("stopped: %s", error, extra=_of(job))
+            return Outcome.LOST
+        except NotTheRunsFault as error:
+            return self._release(lease, job, error)
+        except Exception as error:
+            # Not a RunFailed: a bug. It is shown whole, and may not stop the other runs.
+            level, trace = (logging.WARNING, None) if isinstance(error, RunFailed) else (logging.ERROR, error)
+            logger.log(level, "failed: %s", error, exc_info=trace, extra=_of(job))
+            return self._fail(lease, job, error)
+        finally:
+            # From the announcement on, what is staged belongs to whoever holds the run next: it may be adopted.
+            if job.progress.phase is not Phase.PUBLISHING:
+                self._shelf.drop(claim.run.name, claim.token)
+
+    def _adopt(self, claim: Claim, lease: Lease, job: Job) -> Archive | None:
+        """Complete what an interrupted attempt left finished; sweep away what it did not finish."""
+        name, announced = claim.run.name, claim.announced
+        adopted = announced is not None and self._shelf.adopt(name, announced, claim.previous_token)
+        self._shelf.fence(name, claim.token)
+        if adopted:
+            logger.info("adopted the archive of an interrupted attempt", extra=_of(job))
+            return announced
+        if announced is not None:
+            self._shelf.discard(name, announced)
+            lease.write(self._statusdb.announce, None)
+        self._shelf.refuse_foreign(name)
+        return None
+
+    def _encrypt(self, claim: Claim, key: crypto.FileKey, job: Job) -> EncryptedArchive:
+        """Stage the run's archive, and prove that the stored file decrypts to what tar gave."""
+        settings, home = self._settings, self._settings.gnupg_home
+        crypto.find_recipient(settings.receiver, home)  # before hours of work, not after
+        staged = self._shelf.staged_archive(claim.run.name, claim.token)
+        job.enter(Phase.ARCHIVING, job.size)
+        with (
+            writing(staged) as file,
+            TarStream(claim.run, settings.exclusions, settings.tolerated_changes, job) as tar,
+        ):
+            crypto.encrypt(tar, key, file.write, job, home)
+            report = tar.report()
+        job.enter(Phase.VALIDATING, staged.stat().st_size)
+        with reading(staged) as stored:
+            digest, plain = crypto.validate(stored, key, job, home)
+        if plain != report.stream:
+            raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
+        return EncryptedArchive(staged, digest, report)
+
+    def _wrap(self, claim: Claim, encrypted: EncryptedArchive, key: crypto.FileKey, job: Job) -> Archive:
+        """Stage the wrapped key. A recipient that has expired since the start is waited for: the key is here only."""
+        home = self._settings.gnupg_home
+
+        def wrap() -> tuple[str, str]:
+            recipient = crypto.find_recipient(self._settings.receiver, home)
+            wrapped = crypto.wrap(key, recipient, home)
+            return recipient.fingerprint, self._shelf.stage_key(claim.run.name, claim.token, wrapped)
+
+        job.enter(Phase.WRAPPING)
+        fingerprint, key_sha256 = self._wait_out(wrap, "wrap the file key", job)
+        return Archive(
+            file=self._shelf.final_archive(claim.run.name).name,
+            size=encrypted.file.size,
+            sha256=encrypted.file.sha256,
+            tar_sha256=encrypted.tar.stream.sha256,
+            tar_size=encrypted.tar.stream.size,
+            key_file=self._shelf.final_key(claim.run.name).name,
+            key_sha256=key_sha256,
+            recipient=fingerprint,
+            members=encrypted.tar.members,
+            warnings=encrypted.tar.warnings,
+        )
+
+    def _publish(self, claim: Claim, archive: Archive, lease: Lease, job: Job) -> None:
+        """Say in the document which archive will appear, then give it its name, while the lease is sure to be ours."""
+
+        def publish() -> None:
+            if lease.document.get("archive") is None or not lease.is_trusted:
+                lease.write(self._statusdb.announce, archive)
+            self._shelf.publish(claim.run.name, archive, claim.token)
+
+        job.enter(Phase.PUBLISHING)
+        self._wait_out(publish, "publish", job)
+
+    def _wait_out(self, step: Callable[[], T], what: str, job: Job) -> T:
+        """Do the step; while it is nobody's fault that it cannot be done, wait and try again, however long."""
+        for pause in self._pauses():
+            try:
+                return step()
+            except Interrupted:
+                raise
+            except NotTheRunsFault as error:
+                job.check()
+                logger.warning("cannot %s yet, trying again in %g s: %s", what, pause, error, extra=_of(job))
+            if job.cancelled.wait(pause):
+                job.check()
+        raise AssertionError("pauses end")
+
+    def _release(self, lease: Lease, job: Job, error: NotTheRunsFault) -> Outcome:
+        if isinstance(error, RunNotSettled):
+            return self._release_unsettled(lease, job, error)
+        logger.warning("released: %s", error, extra=_of(job))
+        wait = 0.0 if isinstance(error, Interrupted) else self._settings.retry_delay
+        self._end(job, lambda: lease.write(self._statusdb.release, error, wait))
+        return Outcome.RELEASED
+
+    def _release_unsettled(self, lease: Lease, job: Job, error: RunNotSettled) -> Outcome:
+        changing = self._statusdb.unsettled_seconds(lease.document)
+        if changing >= self._settings.settle_limit:
+            failure = RunFailed(f"not settled after {changing / 3600:.1f} h: {error}")
+            logger.warning("failed: %s", failure, extra=_of(job))
+            return self._fail(lease, job, failure)
+        wait = min(max(self._settings.retry_delay, changing / 2), MAX_RETRY_DELAY_SECONDS)
+        logger.warning("released, to be tried again in %g s: %s", wait, error, extra=_of(job))
+        self._end(job, lambda: lease.write(self._statusdb.unsettled, error, wait))
+        return Outcome.RELEASED
+
+    def _fail(self, lease: Lease, job: Job, error: Exception) -> Outcome:
+        def write() -> Document:
+            return lease.write(self._statusdb.fail, error, self._settings.retry_delay)
+
+        self._end(job, lambda: self._wait_out(write, "count the failure", job))
+        return Outcome.FAILED
+
+    def _end(self, job: Job, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except (ClaimLost, NotTheRunsFault) as error:
+            # Whoever finds the claim stale takes the run over; an attempt more or less is all that is lost.
+            logger.warning("the claim is left to expire: %s", error, extra=_of(job))
+
+    def _is_ready(self, run: Run) -> bool:
+        try:
+            return inspect(run.path, self._settings.policy).state is State.READY
+        except OSError:
+            return False
+
+    @contextmanager
+    def _reserved(self, document: Document, job: Job) -> Iterator[Job | None]:
+        """Set the run's size aside on the destination while the context lasts; None where there is no room."""
+        lack = self._reserve(job, needs_room="archive" not in document)
+        if lack is not None:
+            logger.warning("waits: %s", lack, extra=_of(job))
+            self._statusdb.note(document, lack)
+            yield None
+            return
+        try:
+            yield job
+        finally:
+            with self._lock:
+                del self._jobs[job.run.name]
+
+    def _reserve(self, job: Job, needs_room: bool) -> NoSpace | None:
+        with self._lock:
+            promised = sum(other.bytes_to_come for other in self._jobs.values())
+            free = self._shelf.free_bytes()
+            if needs_room and job.size + promised + self._settings.minimum_free_space > free:
+                return NoSpace(
+                    f"'{self._shelf.destination}' has {free} bytes free; the run needs {job.size}, running jobs "
+                    f"{promised} more, and minimum_free_space is {self._settings.minimum_free_space}"
+                )
+            self._jobs[job.run.name] = job
+            return None
+
+
+def _of(job: Job) -> dict[str, str]:
+    return {"run": job.run.name}
+
+
+def _tell_claim(claim: Claim) -> None:
+    extra = {"run": claim.run.name}
+    if claim.previous.get("status") == "processing":
+        whose = claim.previous.get("worker_id")
+        logger.warning("took over the stale claim of worker '%s'", whose, extra=extra)
+    else:
+        logger.info("claimed '%s'", claim.run.path, extra=extra)
