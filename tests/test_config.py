@@ -26,11 +26,11 @@ from watcher.errors import ConfigError
 SAMPLE = Path(__file__).parent.parent / "conf" / "df_archive.yaml"
 NOBODY = 65534
 OWNERS_ALONE, OWNER_AND_GROUP = 0o700, 0o750
-SECRET = "hunter2-of-the-site"
+HIDDEN = "hunter2-of-the-site"
 EXISTING_SITE = f"""\
 statusdb:
   username: myuser
-  password: {SECRET}
+  password: {HIDDEN}
   url: couch.example.org        # no scheme: https
   database: archiving_status
 sequencing_path: /data/sequencing
@@ -120,7 +120,7 @@ def with_statusdb(*lines: str) -> str:
 def test_the_file_of_an_existing_site_loads_unchanged(files: Files) -> None:
     loaded = files.load(EXISTING_SITE)
     assert loaded.statusdb == StatusDBConfig(
-        url="couch.example.org", username="myuser", password=SecretStr(SECRET), database="archiving_status"
+        url="couch.example.org", username="myuser", password=SecretStr(HIDDEN), database="archiving_status"
     )
     assert loaded.sequencing_path == Path("/data/sequencing")
     assert loaded.destination_path == Path("/data/archives")
@@ -148,6 +148,12 @@ def test_a_key_without_a_value_counts_as_not_given(files: Files, key: str) -> No
     section, _, name = key.rpartition(".")
     text = with_statusdb("url: couch.example.org", f"{name}:") if section else with_line(f"{name}:")
     assert files.load(text) == files.load(REQUIRED)
+
+
+@pytest.mark.parametrize("written", ["null", "~", ""])
+def test_null_is_no_value_and_text_in_quotes_is_one(files: Files, written: str) -> None:
+    assert files.load(with_line(f"worker_id: {written}")).worker_id == socket.gethostname()
+    assert files.load(with_line("worker_id: 'null'")).worker_id == "null"
 
 
 @pytest.mark.parametrize(
@@ -425,9 +431,9 @@ def test_a_url_that_names_no_database_is_refused(files: Files, url: str) -> None
 
 @pytest.mark.parametrize("url", ["u:{}@couch", "https://u:{}@couch:5984", "https://u:{}/x@couch", "sqlite://u:{}@x"])
 def test_credentials_in_the_url_are_refused_and_not_shown(files: Files, url: str) -> None:
-    said = files.problem(with_statusdb(f'url: "{url.format(SECRET)}"'))
+    said = files.problem(with_statusdb(f'url: "{url.format(HIDDEN)}"'))
     assert "statusdb.username and statusdb.password" in said
-    assert SECRET not in said
+    assert HIDDEN not in said
 
 
 @pytest.mark.parametrize("name", ["123", "Archiving", "_users", "a.b", "a b", "é"])
@@ -486,14 +492,14 @@ def with_user(*lines: str) -> str:
 
 
 def test_a_password_file_gives_its_first_line_alone(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(f" {SECRET} \r\nanother line\n", encoding="utf-8", newline="")
+    (tmp_path / "secret").write_text(f" {HIDDEN} \r\nanother line\n", encoding="utf-8", newline="")
     loaded = files.load(with_user(f"password_file: {tmp_path}/secret"))
-    assert loaded.statusdb.password == SecretStr(f" {SECRET} ")
+    assert loaded.statusdb.password == SecretStr(f" {HIDDEN} ")
 
 
 def test_the_systemd_credential_is_used_when_the_file_gives_no_password(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "statusdb_password").write_text(f"{SECRET}\n", encoding="utf-8")
-    assert files.load(with_user(), credentials=tmp_path).statusdb.password == SecretStr(SECRET)
+    (tmp_path / "statusdb_password").write_text(f"{HIDDEN}\n", encoding="utf-8")
+    assert files.load(with_user(), credentials=tmp_path).statusdb.password == SecretStr(HIDDEN)
 
 
 def test_a_password_in_the_file_comes_before_the_systemd_credential(files: Files, tmp_path: Path) -> None:
@@ -502,7 +508,7 @@ def test_a_password_in_the_file_comes_before_the_systemd_credential(files: Files
 
 
 def test_a_systemd_credential_without_a_username_is_not_used(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "statusdb_password").write_text(f"{SECRET}\n", encoding="utf-8")
+    (tmp_path / "statusdb_password").write_text(f"{HIDDEN}\n", encoding="utf-8")
     assert files.load(REQUIRED, credentials=tmp_path).statusdb.password is None
 
 
@@ -519,12 +525,12 @@ def test_an_empty_password_is_none(files: Files) -> None:
 
 
 def test_a_password_and_a_password_file_are_one_too_many(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(SECRET, encoding="utf-8")
-    said = files.problem(with_user(f"password: {SECRET}", f"password_file: {tmp_path}/secret"))
+    (tmp_path / "secret").write_text(HIDDEN, encoding="utf-8")
+    said = files.problem(with_user(f"password: {HIDDEN}", f"password_file: {tmp_path}/secret"))
     assert said == "statusdb.password: its value is given beside statusdb.password_file; keep one of them"
 
 
-@pytest.mark.parametrize("source", [f"password: {SECRET}", "password_file: /dev/null"])
+@pytest.mark.parametrize("source", [f"password: {HIDDEN}", "password_file: /dev/null"])
 def test_a_password_without_a_username_is_refused(files: Files, source: str) -> None:
     said = files.problem(with_statusdb("url: couch.example.org", source))
     assert "has no statusdb.username" in said
@@ -552,7 +558,7 @@ def test_a_password_file_that_is_a_directory_is_refused(files: Files, tmp_path: 
     assert "Is a directory" in files.problem(with_user(f"password_file: {tmp_path}"))
 
 
-@pytest.mark.parametrize("line", ["username: archiver", f"password: {SECRET}", "password_file: /etc/secret"])
+@pytest.mark.parametrize("line", ["username: archiver", f"password: {HIDDEN}", "password_file: /etc/secret"])
 def test_sqlite_takes_no_user_and_no_password(files: Files, line: str) -> None:
     said = files.problems(with_statusdb("url: sqlite:///var/lib/status.db", line))
     key = line.partition(":")[0]
@@ -569,44 +575,50 @@ def test_sqlite_ignores_the_name_of_a_database(files: Files) -> None:
 
 
 def test_a_config_in_text_form_holds_no_password(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(SECRET, encoding="utf-8")
+    (tmp_path / "secret").write_text(HIDDEN, encoding="utf-8")
     for text in (EXISTING_SITE, with_user(f"password_file: {tmp_path}/secret")):
         loaded = files.load(text)
-        assert loaded.statusdb.password == SecretStr(SECRET)
+        assert loaded.statusdb.password == SecretStr(HIDDEN)
         for form in (repr(loaded), str(loaded), f"{loaded.statusdb}", loaded.model_dump_json()):
-            assert SECRET not in form
+            assert HIDDEN not in form
+
+
+def test_a_refusal_of_values_given_in_code_holds_no_password() -> None:
+    with pytest.raises(ValidationError) as caught:
+        StatusDBConfig(url=f"user:{HIDDEN}@couch")
+    assert HIDDEN not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        with_statusdb("url: couch.example.org", f"pasword: {SECRET}"),
-        with_statusdb("url: couch.example.org", f"password: [{SECRET}]"),
-        with_statusdb("url: couch.example.org", f"password: {{is: {SECRET}}}"),
-        with_statusdb("url: couch.example.org", f"password: {SECRET}"),
-        with_statusdb(f"url: {{password: {SECRET}}}"),
-        with_line(f"statusdb: {{url: couch, password:{SECRET}}}"),
-        with_line(f"statusdb: {SECRET}"),
-        with_line(f"statusdb: [{SECRET}]"),
-        with_line(f"password: {SECRET}"),
-        with_line(f"log_file: {{password: {SECRET}}}"),
-        with_line(f"ignore: [{{password: {SECRET}}}]"),
-        f"password {SECRET}\n",
-        f"- {SECRET}\n",
-        f"password: *{SECRET}\n",
-        f"password: &{SECRET} 1\nb: &{SECRET} 2\n",
-        f"password: !{SECRET}!x y\n",
-        f"password: @{SECRET}\n",
-        f'password: "{SECRET}\n',
-        f"password: {SECRET}: {SECRET}\n",
-        f"password: {SECRET}\n user: x\n",
+        with_statusdb("url: couch.example.org", f"pasword: {HIDDEN}"),
+        with_statusdb("url: couch.example.org", f"password: [{HIDDEN}]"),
+        with_statusdb("url: couch.example.org", f"password: {{is: {HIDDEN}}}"),
+        with_statusdb("url: couch.example.org", f"password: {HIDDEN}"),
+        with_statusdb(f"url: {{password: {HIDDEN}}}"),
+        with_line(f"statusdb: {{url: couch, password:{HIDDEN}}}"),
+        with_line(f"statusdb: {HIDDEN}"),
+        with_line(f"statusdb: [{HIDDEN}]"),
+        with_line(f"password: {HIDDEN}"),
+        with_line(f"log_file: {{password: {HIDDEN}}}"),
+        with_line(f"ignore: [{{password: {HIDDEN}}}]"),
+        f"password {HIDDEN}\n",
+        f"- {HIDDEN}\n",
+        f"password: *{HIDDEN}\n",
+        f"password: &{HIDDEN} 1\nb: &{HIDDEN} 2\n",
+        f"password: !{HIDDEN}!x y\n",
+        f"password: @{HIDDEN}\n",
+        f'password: "{HIDDEN}\n',
+        f"password: {HIDDEN}: {HIDDEN}\n",
+        f"password: {HIDDEN}\n user: x\n",
     ],
 )
 def test_no_refusal_and_no_traceback_holds_a_password(files: Files, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         files.load(text)
-    assert SECRET not in str(caught.value)
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert HIDDEN not in str(caught.value)
+    assert HIDDEN not in "".join(traceback.format_exception(caught.value))
 
 
 # Whatever is written
@@ -647,8 +659,8 @@ def test_any_text_is_a_config_or_refused(module_files: Files, text: str) -> None
 def test_any_values_are_a_config_or_refused_without_the_password(
     module_files: Files, values: dict[str, Any], statusdb: dict[str, Any]
 ) -> None:
-    text = yaml.safe_dump({"statusdb": statusdb | {"password": SECRET}} | values, allow_unicode=True)
-    assert SECRET not in answer(module_files, text)
+    text = yaml.safe_dump({"statusdb": statusdb | {"password": HIDDEN}} | values, allow_unicode=True)
+    assert HIDDEN not in answer(module_files, text)
 
 
 # The sample
@@ -822,6 +834,7 @@ def test_every_problem_of_the_directories_is_told_at_once(site: Path) -> None:
         ({"destination": "sequencing/inside"}, "destination_path"),
         ({"destination": "link"}, "destination_path"),
         ({"destination": "link/inside"}, "destination_path"),
+        ({"destination": "link_to_inside"}, "destination_path"),
         ({"sequencing": "archives/inside"}, "sequencing_path"),
         ({"run_keys": "sequencing"}, "run_keys_path"),
         ({"run_keys": "sequencing/keys"}, "run_keys_path"),
@@ -830,6 +843,7 @@ def test_every_problem_of_the_directories_is_told_at_once(site: Path) -> None:
 )
 def test_archives_and_keys_are_kept_apart_from_the_runs(site: Path, changed: dict[str, str], key: str) -> None:
     (site / "link").symlink_to(site / "sequencing")
+    (site / "link_to_inside").symlink_to(site / "sequencing" / "inside")
     (site / "sequencing" / "inside").mkdir()
     (site / "archives" / "inside").mkdir()
     (said,) = config.check_paths(config_of(site, **changed))
