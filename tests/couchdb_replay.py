@@ -72,9 +72,7 @@ class Exchange:
         if not self.is_chunked:
             return head(self.status, [*kept, ("Content-Length", str(len(body)))]) + body
         chunks = [framed(line, True) for line in body.splitlines(keepends=True)]
-        return head(self.status, [*kept, ("Transfer-Encoding", "chunked")]) + b"".join(
-            [*chunks, framed(b"", True)]
-        )
+        return head(self.status, [*kept, ("Transfer-Encoding", "chunked")]) + b"".join([*chunks, framed(b"", True)])
 
 
 class ReplayServer(RecordingServer):

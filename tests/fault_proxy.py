@@ -189,9 +189,7 @@ class RecordingServer:
         """Return when `reached()` is true; asked again at each request. Raises TimeoutError naming `what`."""
         with self._changed:
             if not self._changed.wait_for(reached, WAIT_SECONDS):
-                raise TimeoutError(
-                    f"waited {WAIT_SECONDS} s for {what}; requests so far: {len(self.requests)}"
-                )
+                raise TimeoutError(f"waited {WAIT_SECONDS} s for {what}; requests so far: {len(self.requests)}")
 
     def close(self) -> None:
         """Drop all connections and free the port."""

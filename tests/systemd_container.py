@@ -20,6 +20,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ BOOT_SECONDS = 120  # 0.5 s when idle
 COMMAND_SECONDS = 120
 STOP_SECONDS = 30
 
+PROPAGATED = Path("/run/systemd/nspawn/propagate")  # nspawn leaves a directory of each machine here
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "usr/local/share/ca-certificates"
 CARRIED_VARIABLES = re.compile(r"PIP_.*|(https?|no|all)_proxy", re.IGNORECASE)
@@ -66,9 +68,7 @@ def cache_directory() -> Path:
     return Path(cache) / "dataflow_archive-tests"
 
 
-def debian_tree(
-    suite: str = PYTHON_3_14, cache: Path | None = None, packages: Sequence[str] = PACKAGES
-) -> "Tree":
+def debian_tree(suite: str = PYTHON_3_14, cache: Path | None = None, packages: Sequence[str] = PACKAGES) -> "Tree":
     """Return a Debian of this suite with these packages, from `cache` or built into it.
 
     The tree is shared: `copy` it before changing it. The host's apt mirror, proxy settings, certificates and
@@ -115,8 +115,9 @@ class Tree:
 
         `binds` shows host paths at paths inside, read-only. Raises `CommandFailed` unless `check` is false.
         """
-        with _control_group(_name()) as group:
-            nspawn = _nspawn(self, _name(), ["--quiet", "--pipe", "--as-pid2", *_read_only(binds or {})])
+        name = _name()
+        with _control_group(name) as group:
+            nspawn = _nspawn(self, name, ["--quiet", "--pipe", "--as-pid2", *_read_only(binds or {})])
             environment = [f"--setenv={name}={value}" for name, value in _environment().items()]
             return _run([*group, *nspawn, *environment, *command], input, check, timeout)
 
@@ -151,23 +152,21 @@ class Container:
         """Boot; return when systemd has reached its default target. Raises `Unavailable` when it does not."""
         with contextlib.ExitStack() as resources:
             home = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="container-")))
-            group = resources.enter_context(_control_group(_name()))
-            notices = resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            notices.bind(str(home / "notify"))
+            name = _name()
+            group = resources.enter_context(_control_group(name))
             output = resources.enter_context(open(home / "console", "w+b"))
-            self._process = subprocess.Popen(
-                [*group, *self._boot_command()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={
-                    "PATH": PATH,
-                    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-                    "NOTIFY_SOCKET": str(home / "notify"),
-                },
-            )
             resources.callback(self._end)
-            self.leader = _leader_when_ready(notices, self._process, home / "console")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+                notices.bind(str(home / "notify"))
+                variables = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "NOTIFY_SOCKET": str(home / "notify")}
+                self._process = subprocess.Popen(
+                    [*group, *self._boot_command(name)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={"PATH": PATH, **variables},
+                )
+                self.leader = _leader_when_ready(notices, self._process, home / "console")
             self._resources = resources.pop_all()
 
     def stop(self) -> None:
@@ -216,16 +215,23 @@ class Container:
         shown = self.run("journalctl", "--output=json", "--all", "--no-pager", *arguments)
         return [json.loads(line) for line in shown.stdout.splitlines()]
 
-    def _boot_command(self) -> list[str]:
+    def _boot_command(self, name: str) -> list[str]:
+        """When this process dies nspawn gets SIGTERM and powers off; SIGKILL would leave the container."""
         options = ["--boot", "--console=pipe", "--volatile=overlay", "--notify-ready=yes"]
         options += [f"--hostname={self.hostname}"]
         options += [f"--bind={host}:{inside}" for inside, host in self.binds.items()]
         options += _read_only({}) if self.network else ["--private-network"]
-        return ["setpriv", "--pdeathsig", "KILL", *_nspawn(self.tree, _name(), options)]
+        return ["setpriv", "--pdeathsig", "TERM", *_nspawn(self.tree, name, options)]
 
     def _end(self) -> None:
-        process, self._process = self._process, None
+        """Make sure that it has ended; only then may its control group and directory go.
+
+        The init is ended too: it would outlive nspawn.
+        """
+        process, leader, self._process, self.leader = self._process, self.leader, None, 0
         if process and process.poll() is None:
+            if leader:
+                os.kill(leader, signal.SIGKILL)
             process.kill()
         if process:
             process.wait()
@@ -343,8 +349,8 @@ def _control_group(name: str) -> Iterator[list[str]]:
     try:
         yield ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
     finally:
-        for mount in itertools.chain.from_iterable(mounts.values()):
-            _remove_groups(mount / name)
+        for place in [*mounts["cgroup2"], *mounts["cgroup"], PROPAGATED]:
+            _remove_directories(place / name)
 
 
 def _control_group_mounts() -> dict[str, list[Path]]:
@@ -365,8 +371,8 @@ def _control_group_mounts() -> dict[str, list[Path]]:
     return mounts
 
 
-def _remove_groups(group: Path) -> None:
-    for directory, _, _ in os.walk(group, topdown=False):
+def _remove_directories(top: Path) -> None:
+    for directory, _, _ in os.walk(top, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
 
@@ -383,7 +389,10 @@ def _leader_when_ready(notices: socket.socket, process: "subprocess.Popen[bytes]
 
 
 def _notices_until_ended(notices: socket.socket, process: "subprocess.Popen[bytes]") -> Iterator[str]:
-    """Give what is sent to the notification socket, until the process ends or BOOT_SECONDS have passed."""
+    """Give what is sent to the notification socket, until the process ends or BOOT_SECONDS have passed.
+
+    The socket must not stay open unread: when its queue is full, nspawn stops in the middle of what it does.
+    """
     give_up_at = time.monotonic() + BOOT_SECONDS
     ended = os.pidfd_open(process.pid)
     try:

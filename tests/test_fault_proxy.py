@@ -7,8 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import requests
-import urllib3
-from couchdb_server import Database, PouchServer
+from couchdb_server import Database
 from fault_proxy import Fault, FaultProxy, Request
 
 TIMEOUT = 30
@@ -54,9 +53,7 @@ def is_put(request: Request) -> bool:
     return request.method == "PUT"
 
 
-def test_requests_pass_and_are_recorded_in_order(
-    proxy: FaultProxy, session: requests.Session, through: str
-) -> None:
+def test_requests_pass_and_are_recorded_in_order(proxy: FaultProxy, session: requests.Session, through: str) -> None:
     assert put(session, f"{through}/a%2Bb", status="pending").status_code == 201
     assert session.get(f"{through}/a%2Bb", timeout=TIMEOUT).json()["status"] == "pending"
     assert session.head(through, timeout=TIMEOUT).ok
@@ -86,9 +83,7 @@ def test_a_reset_request_is_not_forwarded(
     assert put(session, f"{through}/run").status_code == 201
 
 
-def test_a_kept_alive_connection_is_reset_too(
-    proxy: FaultProxy, session: requests.Session, through: str
-) -> None:
+def test_a_kept_alive_connection_is_reset_too(proxy: FaultProxy, session: requests.Session, through: str) -> None:
     session.get(through, timeout=TIMEOUT)
     proxy.next(Fault.RESET)
     with pytest.raises(LOST):
@@ -278,9 +273,7 @@ def test_the_plan_is_asked_by_number_when_nothing_is_queued(
     assert [session.get(through, timeout=TIMEOUT).status_code for _ in range(3)] == [200, 500, 200]
 
 
-def test_a_continuous_feed_arrives_line_by_line(
-    proxy: FaultProxy, session: requests.Session, through: str
-) -> None:
+def test_a_continuous_feed_arrives_line_by_line(proxy: FaultProxy, session: requests.Session, through: str) -> None:
     url = f"{through}/_changes?feed=continuous&heartbeat=1000&since=0"
     put(session, f"{through}/first")
     with requests.get(url, stream=True, timeout=TIMEOUT) as feed:
@@ -308,15 +301,17 @@ def test_a_missing_upstream_is_a_lost_connection() -> None:
         requests.get(proxy.url, timeout=TIMEOUT)
 
 
-def test_a_server_that_dies_during_a_long_poll_is_a_lost_connection() -> None:
-    with PouchServer() as server, FaultProxy(server.url) as proxy, ThreadPoolExecutor(1) as pool:
-        requests.put(f"{server.url}/test", timeout=TIMEOUT)
-        url = f"{proxy.url}/test/_changes?feed=longpoll&since=now&heartbeat=1000"
-        with requests.get(url, timeout=TIMEOUT, stream=True) as feed:
-            answer = pool.submit(feed.raw.read)
-            server.kill()
-            with pytest.raises(urllib3.exceptions.ProtocolError):
-                answer.result()
+def test_a_server_that_dies_during_a_long_poll_is_a_lost_connection(
+    proxy: FaultProxy, couchdb_database: Database
+) -> None:
+    """The inner proxy is the server that dies."""
+    with FaultProxy(proxy.url) as outer, ThreadPoolExecutor(1) as pool:
+        url = f"{outer.url}/{couchdb_database.name}/_changes?feed=longpoll&since=now&heartbeat=1000"
+        answer = pool.submit(requests.get, url, timeout=TIMEOUT)
+        proxy.wait_until_requested(1)
+        proxy.down()
+        with pytest.raises(LOST):
+            answer.result()
 
 
 def test_closing_leaves_no_thread_behind(couchdb_database: Database) -> None:

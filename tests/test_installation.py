@@ -1,0 +1,201 @@
+"""The README's installation, typed as it stands on a machine with a real systemd and Python 3.14."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from facility import wait_until
+from systemd_container import PYTHON_3_14, Container, Tree, Unavailable, debian_tree
+from test_readme import block
+
+pytestmark = pytest.mark.systemd
+
+REPOSITORY = Path(__file__).parent.parent
+CHECKOUT = "/root/checkout"
+LEFT_OUT = [".git", ".venv", "node_modules", "__pycache__", "*.egg-info", "build"]
+UNIT = "dataflow-archive-watch"
+CONFIG = "/etc/dataflow_archive/df_archive.yaml"
+AS_ARCHIVER = ("runuser", "-l", "dataflow-archive", "-s", "/bin/sh", "-c")
+
+SITE = """\
+statusdb:
+  url: sqlite:///var/lib/dataflow-archive/status.db
+sequencing_path: /data/sequencing
+destination_path: /data/archives
+gpg_receiver: ops@example.org
+minimum_free_space: 1 MB
+"""
+
+PREPARE = """
+mkdir -p /data/sequencing/sequencer_A /data/archives
+chown dataflow-archive: /data/archives
+gpg --batch --passphrase '' --quick-generate-key ops@example.org default default never
+gpg --armor --export ops@example.org > /root/recipient.asc
+"""
+
+
+def shell(machine: Container | Tree, script: str, timeout: float = 300) -> str:
+    return machine.run("bash", "-euo", "pipefail", "-c", f"cd {CHECKOUT}; {script}", timeout=timeout).stdout
+
+
+@pytest.fixture(scope="module")
+def tree(unavailable: Callable[[str], NoReturn], tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A Debian with the checkout in it, and nothing installed from it."""
+    try:
+        mine = debian_tree(PYTHON_3_14).copy(tmp_path_factory.mktemp("machine") / "tree")
+    except Unavailable as error:
+        unavailable(str(error))
+    mine.copy_in(REPOSITORY, CHECKOUT, exclude=LEFT_OUT)
+    return mine
+
+
+@pytest.fixture(scope="module")
+def machine(tree: Tree) -> Iterator[Container]:
+    """The machine after the README's installation, booted, the watcher running."""
+    shell(tree, block("install"), timeout=900)
+    with Container(tree, hostname="archiver-1") as booted:
+        shell(booted, PREPARE)
+        booted.write(CONFIG, SITE)
+        checked = shell(booted, f"cd /root; {block('configure')}")
+        assert "FAIL" not in checked, checked
+        yield booted
+
+
+def make_run(machine: Container, name: str, megabytes: int = 1) -> None:
+    run = f"/data/sequencing/sequencer_A/{name}"
+    machine.run("mkdir", "-p", f"{run}/Data")
+    machine.run("dd", "if=/dev/urandom", f"of={run}/Data/big", "bs=1M", f"count={megabytes}", "status=none")
+    machine.run("touch", f"{run}/.metadata_rsync_exitcode")
+
+
+def document(machine: Container, name: str) -> dict[str, Any]:
+    report = json.loads(machine.run(*AS_ARCHIVER, "dataflow_archive status --all --json").stdout)
+    return next((run for run in report["runs"] if run["_id"] == name), {})
+
+
+def wait_for(machine: Container, name: str, status: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        found = document(machine, name)
+        return found if found.get("status") == status else None
+
+    found: dict[str, Any] = wait_until(look, f"'{name}' becomes '{status}'")
+    return found
+
+
+def show(machine: Container, name: str) -> str:
+    return machine.run("systemctl", "show", "--property", name, "--value", UNIT).stdout.strip()
+
+
+def drop_in(machine: Container, name: str, text: str) -> None:
+    machine.write(f"/etc/systemd/system/{UNIT}.service.d/{name}.conf", text)
+    machine.run("systemctl", "daemon-reload")
+
+
+def test_a_run_is_archived_under_all_the_hardening_and_restored_by_the_readme_s_lines(machine: Container) -> None:
+    make_run(machine, "run_001")
+    wait_for(machine, "run_001", "encrypted")
+    variables, pipeline = block("restore").split("\n", 1)
+    assert variables.startswith("RUN=run_001")
+    # The keys lie in the archiver's home; the private key is root's.
+    here = "RUN=run_001 KEYS=/var/lib/dataflow-archive/run_keys ARCHIVES=/data/archives TO=/root/restored"
+    shell(machine, f"mkdir /root/restored; {here}\n{pipeline}")
+    machine.run("diff", "-r", "/data/sequencing/sequencer_A/run_001", "/root/restored/run_001")
+    assert "not archived" not in shell(machine, block("operate"))
+
+
+def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> None:
+    make_run(machine, "run_002")
+    wait_for(machine, "run_002", "encrypted")
+    story = machine.journal("-u", UNIT, "RUN_ID=run_002")
+    assert [entry["MESSAGE"].split(" ")[0] for entry in story] == ["registered", "claimed", "encrypted"]
+    assert {entry["PRIORITY"] for entry in story} == {"6"}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in story} == {"dataflow_archive"}
+
+
+def test_systemd_shows_what_the_watcher_does(machine: Container) -> None:
+    assert show(machine, "Type") == "notify"
+    assert re.search(r"\d+ running, \d+ waiting; \d+ watches", show(machine, "StatusText"))
+
+
+def test_the_key_is_the_archiver_s_alone_and_the_archive_the_group_s_to_read(machine: Container) -> None:
+    make_run(machine, "run_003")
+    wait_for(machine, "run_003", "encrypted")
+    files = ("/var/lib/dataflow-archive/run_keys/run_003.key.gpg", "/data/archives/run_003.tar.gpg")
+    modes = machine.run("stat", "--format", "%a %U", *files).stdout.splitlines()
+    assert modes == ["600 dataflow-archive", "640 dataflow-archive"]
+
+
+def test_a_stop_finishes_the_run_in_progress(machine: Container) -> None:
+    make_run(machine, "run_004", megabytes=300)
+    wait_for(machine, "run_004", "processing")
+    machine.run("systemctl", "stop", UNIT, timeout=300)
+    assert document(machine, "run_004")["status"] == "encrypted"
+    assert show(machine, "Result") == "success"
+    machine.run("systemctl", "start", UNIT)
+
+
+def test_a_second_signal_gives_the_run_back_and_counts_as_a_clean_end(machine: Container) -> None:
+    make_run(machine, "run_005", megabytes=600)
+    wait_for(machine, "run_005", "processing")
+    machine.run("systemctl", "stop", "--no-block", UNIT)
+    wait_until(lambda: show(machine, "StatusText").startswith("finishing"), "the first signal is seen")
+    machine.run("systemctl", "kill", "--kill-whom=main", UNIT)
+    wait_until(lambda: show(machine, "ActiveState") == "inactive", "the service has ended")
+    assert (show(machine, "ExecMainStatus"), show(machine, "Result")) == ("143", "success")
+    given_back = document(machine, "run_005")
+    assert (given_back["status"], given_back["failure_count"]) == ("pending", 0)
+    assert machine.run("find", "/data/archives", "-name", "*.partial").stdout == ""
+    machine.run("systemctl", "start", UNIT)
+    wait_for(machine, "run_005", "encrypted")
+
+
+def test_a_configuration_error_is_told_once_and_not_tried_again(machine: Container) -> None:
+    machine.run("systemctl", "stop", UNIT)
+    machine.write(CONFIG, SITE + "tar_exclusion: [x]\n")
+    try:
+        assert machine.run("systemctl", "start", UNIT, check=False).returncode != 0
+        assert (show(machine, "ExecMainStatus"), show(machine, "NRestarts")) == ("3", "0")
+        assert show(machine, "ActiveState") == "failed"
+        told = [entry["MESSAGE"] for entry in machine.journal("-u", UNIT, "_COMM=dataflow_archiv")]
+        assert any("tar_exclusions" in message for message in told)
+    finally:
+        machine.write(CONFIG, SITE)
+        machine.run("systemctl", "reset-failed", UNIT)
+        machine.run("systemctl", "start", UNIT)
+
+
+def test_a_watcher_that_hangs_is_started_again_and_goes_on_with_its_run(machine: Container) -> None:
+    drop_in(machine, "watchdog", "[Service]\nWatchdogSec=5\n")
+    machine.run("systemctl", "restart", UNIT)
+    before = int(show(machine, "NRestarts"))
+    make_run(machine, "run_006", megabytes=300)
+    wait_for(machine, "run_006", "processing")
+    machine.run("kill", "-STOP", show(machine, "MainPID"))
+    wait_until(lambda: int(show(machine, "NRestarts")) > before, "systemd starts it again")
+    assert wait_for(machine, "run_006", "encrypted")["failure_count"] == 0
+
+
+def test_the_password_may_be_a_credential(machine: Container) -> None:
+    machine.run("systemctl", "stop", UNIT)
+    machine.write("/etc/credstore/statusdb_password", "secret\n", mode="0600")
+    couch = SITE.replace("sqlite:///var/lib/dataflow-archive/status.db", "http://127.0.0.1:1\n  username: archiver")
+    machine.write(CONFIG, couch)
+    try:
+        machine.run("systemctl", "start", "--no-block", UNIT)
+        wait_until(lambda: show(machine, "StatusText") == "waiting for the status database", "it waits")
+    finally:
+        machine.run("systemctl", "stop", UNIT)
+        machine.write(CONFIG, SITE)
+        machine.run("rm", "/etc/credstore/statusdb_password")
+        machine.run("systemctl", "start", UNIT)
+
+
+def test_the_readme_s_two_commands_do_all_on_this_machine(tree: Tree) -> None:
+    assert "byte for byte" in shell(tree, block("demo"), timeout=900)
+    assert shell(tree, ".venv/bin/python --version").startswith("Python 3.14")
+    passed = shell(tree, block("test"), timeout=1800)
+    assert re.search(r"\d+ passed", passed)
+    assert "failed" not in passed
