@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -19,6 +20,7 @@ from watcher.demo import RESTORE
 from watcher.model import Document
 from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
+from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
 from watcher.statusdb.store import DocumentStore
 
@@ -147,6 +149,7 @@ class Site:
         self.config = root / "df_archive.yaml"
         self.environment = {key: value for key, value in os.environ.items() if key != "ARCHIVE_CONFIG"}
         self._daemons: list[Daemon] = []
+        self._couchdb: Login | None = None
         for directory in (self.sequencing / "sequencer_A", self.sequencing / "sequencer_B", self.archives):
             directory.mkdir(parents=True)
         self.options: dict[str, Any] = {
@@ -168,6 +171,18 @@ class Site:
         self.options = {key: value for key, value in self.options.items() if value is not None}
         self.config.write_text(yaml.safe_dump(self.options), encoding="utf-8")
         return self.config
+
+    def use_couchdb(self, url: str, database: str, through: str | None = None) -> None:
+        """Keep run documents at a CouchDB (credentials in `url`); the watcher goes `through` a proxy, if given."""
+        parts = urlsplit(url)
+        user, password = parts.username, parts.password
+        plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._couchdb = Login(plain, database, user and unquote(user), password and unquote(password))
+        front = urlsplit(through or plain)
+        statusdb = {"url": front._replace(netloc=front.netloc.rpartition("@")[2]).geturl(), "database": database}
+        if user is not None:
+            statusdb |= {"username": str(self._couchdb.username), "password": str(self._couchdb.password)}
+        self.configure(statusdb=statusdb)
 
     def make_run(self, name: str = "run_001", sequencer: str = "sequencer_A", size: int = 100_000) -> Path:
         """Make a run directory with a few files, `size` bytes of data, and no sentinel."""
@@ -201,9 +216,17 @@ class Site:
             env={**self.environment, **environment}, cwd=self.root, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
 
+    def once(self) -> list[str]:
+        """Return the words of the command `once` on this site's configuration."""
+        return [*COMMAND, "-c", str(self.config), "once"]
+
+    def statusdb_is_untouched(self) -> bool:
+        """Say whether no SQLite file has been made."""
+        return not self.database.exists()
+
     def store(self) -> DocumentStore:
-        """Return the document store itself."""
-        return SQLiteStore(self.database, never_stop)
+        """Return the document store itself, never through a proxy."""
+        return CouchDBStore(self._couchdb) if self._couchdb else SQLiteStore(self.database, never_stop)
 
     def statusdb(self) -> StatusDB:
         """Return the status database, prepared."""

@@ -110,7 +110,8 @@ def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> Non
     make_run(machine, "run_002")
     wait_for(machine, "run_002", "encrypted")
     story = machine.journal("-u", UNIT, "RUN_ID=run_002")
-    assert [entry["MESSAGE"].split(" ")[0] for entry in story] == ["registered", "claimed", "encrypted"]
+    words = [entry["MESSAGE"].split(" ")[:2] for entry in story]
+    assert words == [["run_002:", "registered"], ["run_002:", "claimed"], ["run_002:", "encrypted"]]
     assert {entry["PRIORITY"] for entry in story} == {"6"}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in story} == {"dataflow_archive"}
 

@@ -20,9 +20,13 @@ A run document is `pending`, `processing`, `encrypted` or `failed`: that says wh
 
 Where the code left the design it was built to, and why:
 
-- Publishing takes no lock. Whoever takes a run over removes what former holders have staged before it
-  looks at the final names; from then on they have nothing left to rename. A lock held by a suspended
-  process would have kept the rescuer waiting for as long as that sleeps. (`watcher.archive`)
+- Publishing takes no lock. Whoever takes a run over adopts what was announced, or removes its staged
+  files; from then on the former holder has nothing left to publish. A lock held by a suspended process
+  would have kept the rescuer waiting for as long as that sleeps. (`watcher.archive`)
+- A finished archive has a manifest beside it while it is staged, so that it can be adopted even if the
+  database was away from before it was announced until its maker died. (`watcher.archive`)
+- Who could not look at the others' claims for half a lease begins anew to count: after an outage of
+  the database nobody takes a run from a holder that could not renew either. (`watcher.lease`)
 - gpg's output comes through a pipe and is written here, so that a full or failing disk is an errno and
   not gpg's words, and the `fsync` is on the descriptor that wrote. (`watcher.archive.writing`)
 - `job` is a room of its own below the adapters: what tar, gpg, the leases and the main thread share.

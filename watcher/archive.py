@@ -1,32 +1,40 @@
 """Archives as files: tar's stream of a run, staging, publishing, adopting, and sweeping what was left.
 
-Publishing needs no lock. A staged file carries its claim's token, and whoever takes a run over first
-removes what other tokens have staged for it. From then on the former holder, asleep or not, has
-nothing left to rename: the file system itself is the fence. A lock held by a suspended process would
-keep the rescuer out for as long as that sleeps.
+Publishing needs no lock. A staged file carries its claim's token, and only an announced archive is
+ever given its final name. Whoever takes a run over adopts what was announced, or removes its staged
+files: then the former holder, asleep or not, has nothing left to publish, and the file system itself
+is the fence. A lock held by a suspended process would keep the rescuer out for as long as that sleeps.
+Only what was staged before the claim is removed: a successor's files are safe from a late waker.
+
+A manifest is staged last, when archive and key are on the disk. With it a finished archive outlives
+a process that could not announce it, since the database was away.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import fnmatch
 import hashlib
+import json
+import logging
 import os
 import re
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from watcher.errors import ClaimLost, NoSpace, PublishFailed, RunNotSettled, TarFailed
-from watcher.job import Job
+from watcher.errors import CannotRun, ClaimLost, NoSpace, PublishFailed, RunNotSettled, TarFailed
+from watcher.job import Job, start_child
 from watcher.model import Archive, Digest, Run, TarReport
 
 ARCHIVE_SUFFIX = ".tar.gpg"
 KEY_SUFFIX = ".key.gpg"
+MANIFEST_SUFFIX = ".manifest"
 PARTIAL_SUFFIX = ".partial"
 NAME_MAX = 255
 """Bytes in a file name, as all of Linux's local file systems have it."""
@@ -42,7 +50,12 @@ WORDS_KEPT = 20
 PIPE_BYTES = 1 << 20
 """tar's pipe; Linux's default of 64 KiB makes tar and gpg wait for each other."""
 
-_STAGED = re.compile(r"^\..*\.([0-9a-f]{32})\.(?:tar|key)\.gpg\.partial$", re.DOTALL)
+_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no hard links."""
+
+logger = logging.getLogger(__name__)
+
+_STAGED = re.compile(r"^\..*\.([0-9a-f]{32})\.(?:tar\.gpg|key\.gpg|manifest)\.partial$", re.DOTALL)
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
@@ -62,9 +75,10 @@ class TarStream:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
+            env=tar_environment(),
         )
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
         _enlarge(self._process.stdout)
         self._stdout: BinaryIO = self._process.stdout  # type: ignore[assignment]
         self._listener = threading.Thread(
@@ -108,11 +122,25 @@ class TarStream:
 def tar_command(run: Run, exclusions: Sequence[str]) -> list[str]:
     """Return the command that writes the run's archive to standard output, and its members' names to standard error."""
     return [
-        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--quoting-style=escape", "--file=-",
+        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--quoting-style=escape", "--no-unquote", "--file=-",
         *(f"--exclude={pattern}" for pattern in exclusions),
         # `./` keeps a name that starts with a hyphen from being an option.
         f"--directory={run.path.parent}", "--", f"./{run.name}",
     ]  # fmt: skip
+
+
+def tar_environment() -> dict[str, str]:
+    """Return our environment without the user's own options for tar, in the locale in which its words are known."""
+    return {**{name: value for name, value in os.environ.items() if name != "TAR_OPTIONS"}, "LC_ALL": "C"}
+
+
+def tar_version() -> str:
+    """Return the first line of what tar says about itself. Raises CannotRun when it is missing, or not GNU tar."""
+    with start_child(["tar", "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        words = os.fsdecode(process.communicate()[0]).partition("\n")[0]
+    if process.returncode != 0 or "GNU tar" not in words:
+        raise CannotRun(f"tar is not GNU tar, but '{words}'; install GNU tar, and put it on the PATH before any other")
+    return words
 
 
 class _TarMessages:
@@ -163,6 +191,10 @@ class _TarMessages:
         return in_top and any(fnmatch.fnmatchcase(full.name, pattern) for pattern in self._tolerated)
 
 
+def _unseen(_count: int) -> None:
+    """Tell nobody that bytes have moved."""
+
+
 class Shelf:
     """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems."""
 
@@ -191,7 +223,9 @@ class Shelf:
 
         Raises NoSpace when it cannot be written.
         """
-        with writing(self.staged_key(run_name, token), 0o600) as file:
+        staged = self.staged_key(run_name, token)
+        remove(staged)  # of a try that failed
+        with writing(staged, 0o600) as file:
             file.write(wrapped)
         return hashlib.sha256(wrapped).hexdigest()
 
@@ -204,72 +238,118 @@ class Shelf:
                     "move it away, then `dataflow_archive retry` the run"
                 )
 
-    def publish(self, run_name: str, archive: Archive, token: str) -> None:
-        """Give both staged files of `token` their final names, the key first, and write the names to the disk.
+    def stage_manifest(self, run_name: str, archive: Archive) -> None:
+        """Say beside a finished archive that it is finished, when all three files are on the disk.
 
-        A file that has its name already is left. Raises ClaimLost when a file is gone, since a new holder
-        has swept it, and PublishFailed when another file stands in its way.
+        Raises NoSpace when that fails.
         """
-        for staged, final, sha256 in self._moves(run_name, archive, token):
-            if not os.path.lexists(final):
-                _rename(staged, final)
-            elif _sha256_of(final) != sha256:
-                self.refuse_foreign(run_name)
+        manifest = self._staged_manifest(run_name, archive.token)
+        remove(manifest)  # of a try that failed
+        with writing(manifest, 0o600) as file:
+            file.write(json.dumps(archive.to_document()).encode())
         self.sync()
+
+    def is_finished(self, run_name: str, token: str) -> bool:
+        """Say whether the claim `token` has staged a whole archive: one that may be adopted."""
+        return any(self.manifests(run_name, (token,)))
+
+    def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
+        """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole."""
+        for token in tokens:
+            try:
+                yield Archive.from_document(json.loads(self._staged_manifest(run_name, token).read_bytes()))
+            except (OSError, ValueError, TypeError, AttributeError):
+                continue
+
+    def publish(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
+        """Give both staged files of an announced archive their final names, the key first, down to the disk.
+
+        After that nothing that is staged for the run is wanted any more, and it is removed. A file that has
+        its name already is left. `moved` is told of bytes that are read. Raises ClaimLost when a file is
+        gone, since a new holder has removed it, PublishFailed when another file stands in its way, NoSpace,
+        and what `moved` raises.
+        """
+        for staged, final, sha256 in self._moves(run_name, archive):
+            if not _given_name(staged, final) and _sha256_of(final, moved) != sha256:
+                self.refuse_foreign(run_name)
+                raise ClaimLost(f"'{final}' is gone: another worker has taken the run over")
+        self.sync()
+        for token in self.former(run_name):
+            self.drop(run_name, token)
 
     def sync(self) -> None:
         """Write both directories' entries to the disk. Raises NoSpace when that fails."""
         for directory in {self.destination, self.keys}:
             fsync_directory(directory)
 
-    def adopt(self, run_name: str, archive: Archive, token: str | None) -> bool:
+    def adopt(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> bool:
         """Complete the publishing of an announced archive that an interrupted attempt left.
 
-        Returns whether both files are there, under their final names and with the digests that the
-        document has; otherwise nothing is renamed.
+        Returns whether both files are there, staged or under their final names, and with the digests that
+        the document has; otherwise nothing gets a name. Raises what `publish` raises.
         """
-        moves = self._moves(run_name, archive, token or "")
-        if not all(sha256 in (_sha256_of(final), _sha256_of(staged)) for staged, final, sha256 in moves):
-            return False
-        self.publish(run_name, archive, token or "")
+        for staged, final, sha256 in self._moves(run_name, archive):
+            # In this order: its maker may be awake, and give it its name between the two looks.
+            if _sha256_of(staged, moved) != sha256 and _sha256_of(final, moved) != sha256:
+                return False
+        self.publish(run_name, archive, moved)
         return True
 
-    def _moves(self, run_name: str, archive: Archive, token: str) -> tuple[tuple[Path, Path, str], ...]:
+    def is_published(self, run_name: str) -> bool:
+        """Say whether files stand under both final names."""
+        return all(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
+
+    def _moves(self, run_name: str, archive: Archive) -> tuple[tuple[Path, Path, str], ...]:
+        token = archive.token
         return (
             (self.staged_key(run_name, token), self.final_key(run_name), archive.key_sha256),
             (self.staged_archive(run_name, token), self.final_archive(run_name), archive.sha256),
         )
 
-    def discard(self, run_name: str, archive: Archive) -> None:
-        """Remove what stands under the final names of an announced archive that cannot be adopted."""
-        for _, final, sha256 in self._moves(run_name, archive, ""):
-            if _sha256_of(final) == sha256:
-                final.unlink(missing_ok=True)
+    def _staged_manifest(self, run_name: str, token: str) -> Path:
+        return self.destination / _staging_name(run_name, token, MANIFEST_SUFFIX)
 
-    def fence(self, run_name: str, token: str) -> None:
-        """Remove what other claims than `token` have staged for this run: they cannot publish any more."""
-        for suffix, directory in ((ARCHIVE_SUFFIX, self.destination), (KEY_SUFFIX, self.keys)):
-            mine = _staging_name(run_name, token, suffix)
-            stem = mine[: mine.index(token)]
-            for name, other in staged_files(directory):
-                if other != token and name == f"{stem}{other}{suffix}{PARTIAL_SUFFIX}":
-                    (directory / name).unlink(missing_ok=True)
+    def _all_staged(self, run_name: str, token: str) -> tuple[Path, ...]:
+        # The manifest first: it must not speak of files that are gone.
+        manifest = self._staged_manifest(run_name, token)
+        return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
+
+    def withdraw(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
+        """Remove an announced archive that cannot be adopted: what is staged of it, then what has a final name."""
+        self.drop(run_name, archive.token)
+        for _, final, sha256 in reversed(self._moves(run_name, archive)):  # no archive stands there without its key
+            if _sha256_of(final, moved) == sha256:
+                with _disk_trouble("remove", final):
+                    final.unlink(missing_ok=True)
+
+    def former(self, run_name: str) -> tuple[str, ...]:
+        """Return the tokens of whatever is staged for this run now."""
+        tokens = dict.fromkeys(token for _, token in self.staged())
+        return tuple(token for token in tokens if any(map(os.path.lexists, self._all_staged(run_name, token))))
 
     def drop(self, run_name: str, token: str) -> None:
-        """Remove what the claim `token` has staged."""
-        self.staged_archive(run_name, token).unlink(missing_ok=True)
-        self.staged_key(run_name, token).unlink(missing_ok=True)
+        """Remove what the claim `token` has staged: it cannot be published any more. Raises NoSpace."""
+        for path in self._all_staged(run_name, token):
+            with _disk_trouble("remove", path):
+                path.unlink(missing_ok=True)
 
     def staged(self) -> list[tuple[Path, str]]:
         """Return path and token of whatever is staged, for whichever run."""
         directories = dict.fromkeys((self.destination, self.keys))
         return [(directory / name, token) for directory in directories for name, token in staged_files(directory)]
 
-    def free_bytes(self) -> int:
-        """Return how much the destination can still take from us."""
+    def free_bytes(self, run_name: str) -> int:
+        """Return how much the destination can still take for this run: what is staged for it will go, or do."""
         with _disk_trouble("look at", self.destination):
             room = os.statvfs(self.destination)
-        return room.f_bavail * room.f_frsize
+        return room.f_bavail * room.f_frsize + sum(self._staged_bytes(run_name))
+
+    def _staged_bytes(self, run_name: str) -> Iterator[int]:
+        for token in self.former(run_name):
+            try:
+                yield os.lstat(self.staged_archive(run_name, token)).st_size
+            except OSError:
+                continue
 
 
 @contextmanager
@@ -286,7 +366,7 @@ def writing(path: Path, mode: int = 0o666) -> Iterator[StagedFile]:
         with _disk_trouble("write", path):
             os.fsync(descriptor)
     except BaseException:
-        path.unlink(missing_ok=True)
+        remove(path)
         raise
     finally:
         os.close(descriptor)
@@ -326,13 +406,44 @@ def _disk_trouble(verb: str, path: Path) -> Iterator[None]:
         raise NoSpace(f"cannot {verb} '{path}': {error.strerror or error}") from error
 
 
-def _rename(staged: Path, final: Path) -> None:
+def _given_name(staged: Path, final: Path) -> bool:
+    """Give a staged file its final name too; return False if a file, this or another, has it already."""
     try:
-        os.rename(staged, final)
+        _link(staged, final)
+    except FileExistsError:
+        return _are_one(staged, final)
     except FileNotFoundError:
+        if os.path.lexists(final):
+            return False
         raise ClaimLost(f"'{staged.name}' is gone: another worker has taken the run over") from None
     except OSError as error:
-        raise NoSpace(f"cannot rename '{staged}': {error.strerror}") from error
+        raise NoSpace(f"cannot name '{final}': {error.strerror}") from error
+    return True
+
+
+def _link(staged: Path, final: Path) -> None:
+    try:
+        # Unlike a rename, a link never takes a name from another file.
+        os.link(staged, final)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS or os.path.lexists(final):
+            raise
+        os.rename(staged, final)
+
+
+def _are_one(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file of ours if it is there; say so if it stays. Whoever claims the run next tries again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("cannot remove '%s' now: %s", path, error.strerror)
 
 
 def fsync_directory(directory: Path) -> None:
@@ -400,11 +511,25 @@ def _shortened(run_name: str, room: int) -> str:
     return f"{run_name}~{digest}"
 
 
-def _sha256_of(path: Path) -> str | None:
-    if not path.is_file() or path.is_symlink():
+def _sha256_of(path: Path, moved: Callable[[int], object]) -> str | None:
+    try:
+        with open(path, "rb", opener=_no_follow, buffering=0) as file:
+            digest = hashlib.sha256()
+            while data := file.read(PIPE_BYTES):
+                digest.update(data)
+                moved(len(data))
+            return digest.hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
         return None
-    with _disk_trouble("read", path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise NoSpace(f"cannot read '{path}': {error.strerror}") from error
+
+
+def _no_follow(path: str, flags: int) -> int:
+    # Without waiting for the writer of a pipe that somebody has put there.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _unescape(path: str) -> Path:
@@ -427,5 +552,5 @@ def _join(words: Sequence[str]) -> str:
 def _enlarge(pipe: IO[bytes]) -> None:
     try:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except PermissionError:
+    except OSError:
         return  # above the user's own limit: slower, not wrong

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 from watcher import crypto, worker
-from watcher.archive import Shelf
+from watcher.archive import Shelf, tar_version
 from watcher.config import Config, check_paths, prepare_run_keys_path
-from watcher.errors import ConfigError, RecipientUnusable
+from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
 from watcher.metrics import Metrics
 from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, file_system_type
@@ -53,7 +53,7 @@ def shelf(config: Config) -> Shelf:
 
 
 def find_recipient(config: Config) -> crypto.Recipient:
-    """Return the recipient that the configuration names. Raises RecipientUnusable or ConfigError."""
+    """Return the recipient that the configuration names. Raises RecipientUnusable or CannotRun."""
     return crypto.find_recipient(config.gpg_receiver, config.gnupg_home)
 
 
@@ -65,10 +65,12 @@ def is_on_network(config: Config) -> bool:
 def refuse_unusable(config: Config) -> None:
     """Raise ConfigError with everything that keeps this machine from archiving by this configuration."""
     problems = list(check_paths(config))
-    try:
-        find_recipient(config)
-    except RecipientUnusable as error:
-        problems.append(str(error))
+    looks: tuple[Callable[[], object], ...] = (tar_version, lambda: find_recipient(config))
+    for look in looks:
+        try:
+            look()
+        except (RecipientUnusable, CannotRun) as error:
+            problems.append(str(error))
     if problems:
         raise ConfigError(problems)
     prepare_run_keys_path(config.run_keys_path)

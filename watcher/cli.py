@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from watcher import __version__, assembly, config, demo, inspection, journal
 from watcher.config import Config
-from watcher.errors import ConfigError, StatusDBUnavailable, WatcherError
+from watcher.errors import ConfigError, UnknownRun, WatcherError
 from watcher.metrics import Metrics
 from watcher.restore import restore
 from watcher.sentinels import NETWORK_FILE_SYSTEMS, file_system_type
 from watcher.service import worker_lock
 
-OK, FAILED, USAGE, MISCONFIGURED = 0, 1, 2, 3
+OK, FAILED, MISCONFIGURED, CANCELLED = 0, 1, 3, 130
 
 EXIT_CODES = """\
 exit codes:
@@ -44,21 +48,38 @@ logger = logging.getLogger(__name__)
 
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. Errors are told on standard error."""
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a run's name may have what a terminal's charset has not
+    try:
+        return _obey(arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
+        return FAILED
+
+
+def _obey(arguments: Sequence[str]) -> int:
     # A core file would hold file keys. gpg does the same for itself.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    command: Callable[[argparse.Namespace], int] = options.command
+    signal.signal(signal.SIGTERM, _terminate)
     try:
+        options = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except ConfigError as error:
         return _complain(error.problems, MISCONFIGURED)
     except WatcherError as error:
         return _complain([str(error)], FAILED)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
-        return FAILED
+        return CANCELLED
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    # As Ctrl+C does: what a command has begun is tidied up. The watcher has its own way to end.
+    raise SystemExit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,8 +168,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    statusdb = assembly.statusdb(_load(options), _sleep)
-    statusdb.retry(options.run)
+    assembly.statusdb(_load(options), _sleep).retry(options.run)
     print(f"run '{journal.printable(options.run)}' is pending again, with no failures counted")
     return OK
 
@@ -157,7 +177,9 @@ def _restore(options: argparse.Namespace) -> int:
     loaded = _load(options)
     document = assembly.statusdb(loaded, _sleep).get(options.run)
     if document is None:
-        raise StatusDBUnavailable(f"run '{options.run}' is not in the status database")
+        raise UnknownRun(
+            f"run '{options.run}' is not in the status database; `dataflow_archive status --all` lists the runs"
+        )
     restored = restore(document, assembly.shelf(loaded), options.to.absolute(), loaded.gnupg_home)
     print(f"restored '{journal.printable(str(restored))}': its digests are those that were recorded")
     return OK

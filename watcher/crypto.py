@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import secrets
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parseaddr
@@ -23,8 +26,8 @@ from typing import IO, Any, NoReturn, Protocol, cast
 
 import gnupg
 
-from watcher.errors import ConfigError, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
-from watcher.job import Job
+from watcher.errors import CannotRun, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
+from watcher.job import Job, start_child
 from watcher.model import Digest
 
 BUFFER_BYTES = 1 << 20
@@ -33,8 +36,13 @@ BUFFER_BYTES = 1 << 20
 WORDS_BYTES = 1000
 """gpg's last words in an error are cut to this."""
 
-_OPTIONS = ("--no-options", "--no-symkey-cache")
-"""A gpg.conf must not add recipients or compression; the agent must not keep the file key."""
+FEED_SECONDS = 5.0
+"""After gpg's end so long for the thread that fed it to come back from its last read."""
+
+_KEY = re.compile(rb"[0-9a-f]{64}")
+
+_OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings")
+"""A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8."""
 
 # python-gnupg logs whole command lines and each status line; our errors say what matters of them.
 logging.getLogger("gnupg").setLevel(logging.CRITICAL + 1)
@@ -81,31 +89,44 @@ class Recipient:
 
 
 class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
-    """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings."""
+    """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings.
+
+    Raises CannotRun when gpg does not run, RecipientUnusable when `home` is no directory.
+    """
 
     def __init__(self, home: Path | None, job: Job | None = None) -> None:
-        self._job: Job | None = None
+        self._job = job
         self.process: subprocess.Popen[bytes] | None = None
+        if home is not None and not home.is_dir():
+            raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
         # gpg's words are compared and shown: C is the one locale that they are known in.
-        environment = {**os.environ, "LC_ALL": "C"}
+        environment = {**_terminal(), **os.environ, "LC_ALL": "C"}
         try:
             super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"gpg does not run ({error}); install GnuPG 2.2 or newer") from error
+        except ValueError as error:
+            if job is not None:
+                job.check()
+            words = " ".join(str(error).split())
+            raise CannotRun(f"gpg does not work ({words}); install GnuPG 2.2 or newer") from error
         self.buffer_size = BUFFER_BYTES
-        self._job = job
+
+    def close(self) -> None:
+        """End gpg if it still runs."""
+        if self.process is not None and self._job is not None:
+            self._job.end(self.process)
 
     def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
         # python-gnupg would keep the process to itself, and leave it in our terminal's process group.
+        self.close()
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = self.make_args(args, passphrase)
-        start = self._job.start if self._job else subprocess.Popen
+        start = self._job.start if self._job else start_child
         self.process = start(command, env=self.env, **pipes)
         return self.process
 
 
 def gpg_version(home: Path | None) -> str:
-    """Return gpg's version. Raises ConfigError when it does not run."""
+    """Return gpg's version. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
     return ".".join(map(str, _GPG(home).version or ("unknown",)))
 
 
@@ -115,22 +136,14 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
     Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed.
     A stream that ended early is encrypted without complaint: whether it was whole, its source must say.
     """
-    gpg = _GPG(home, job)
-    sink = _Sink(write, gpg)
-    gpg.on_data = sink
-    try:
-        result = gpg.encrypt_file(
-            source, None, symmetric="AES256", passphrase=key.reveal(), armor=False,
+
+    def run(gpg: _GPG, feed: _Feed) -> Any:
+        return gpg.encrypt_file(
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False,
             extra_args=["--compress-algo", "none"],
         )  # fmt: skip
-    except BrokenPipeError as error:
-        job.check()
-        sink.check()
-        raise EncryptFailed("gpg ended before it had read the whole run") from error
-    finally:
-        _end(gpg, job)
-    job.check()
-    sink.check()
+
+    result = _stream(run, source, write, job, home, EncryptFailed("gpg ended before it had read the whole run"))
     if not _succeeded(result):
         raise EncryptFailed(f"gpg could not encrypt: {_words(result)}")
 
@@ -153,33 +166,53 @@ def decrypt(
     Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled, and what
     `write` raised.
     """
-    gpg = _GPG(home, job)
     reader = DigestReader(stored, job)
-    sink = _Sink(write, gpg)
-    gpg.on_data = sink
-    try:
-        result = gpg.decrypt_file(reader, passphrase=key.reveal())
-    except BrokenPipeError as error:
-        job.check()
-        sink.check()
-        raise ValidateFailed("gpg ended before it had read the whole archive") from error
-    finally:
-        _end(gpg, job)
-    job.check()
-    sink.check()
+
+    def run(gpg: _GPG, feed: _Feed) -> Any:
+        return gpg.decrypt_file(feed, passphrase=key.reveal())
+
+    result = _stream(run, reader, write, job, home, ValidateFailed("gpg ended before it had read the whole archive"))
     if not _succeeded(result):
         raise ValidateFailed(f"the stored archive does not decrypt: {_words(result)}")
     return reader.digest
 
 
-def wrap(key: FileKey, recipient: Recipient, home: Path | None = None) -> bytes:
+def _stream(
+    run: Callable[[_GPG, _Feed], Any],
+    source: Source,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None,
+    ended_early: Exception,
+) -> Any:
+    """Let `run` stream `source` through one gpg into `write`; return python-gnupg's result.
+
+    Raises what `source` or `write` raised, the job's reason, or `ended_early`, whichever came first.
+    """
+    with closing(_GPG(home, job)) as gpg, closing(_Feed(source)) as feed:
+        sink = _Sink(write, gpg)
+        gpg.on_data = sink
+        try:
+            result = run(gpg, feed)
+        except BrokenPipeError as error:
+            job.check()
+            sink.check()
+            raise ended_early from error
+    job.check()
+    sink.check()
+    return result
+
+
+def wrap(key: FileKey, recipient: Recipient, home: Path | None = None, job: Job | None = None) -> bytes:
     """Return `key`, encrypted to the recipient.
 
-    Raises RecipientUnusable when the recipient's key cannot encrypt (any more), WrapFailed otherwise.
+    Raises RecipientUnusable when the recipient's key cannot encrypt (any more), the job's reason if it
+    was cancelled, WrapFailed otherwise.
     """
-    result = _GPG(home).encrypt(
-        key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True
-    )  # fmt: skip
+    with closing(_GPG(home, job)) as gpg:
+        result = gpg.encrypt(key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True)
+    if job is not None:
+        job.check()
     if _succeeded(result) and result.data:
         return bytes(result.data)
     if "INV_RECP" in result.stderr or "No public key" in result.stderr:
@@ -193,21 +226,25 @@ def wrap(key: FileKey, recipient: Recipient, home: Path | None = None) -> bytes:
 def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
     """Return the file key that was wrapped. Asks for the private key's passphrase through gpg's own agent.
 
-    Raises WrapFailed when no private key here opens it.
+    Raises WrapFailed when no private key here opens it, or what was wrapped is no file key.
     """
     result = _GPG(home).decrypt(wrapped)
     if not _succeeded(result):
         raise WrapFailed(f"the file key cannot be unwrapped: {_words(result)}; is the private key in this keyring?")
-    return FileKey(result.data.split(b"\n", 1)[0].decode("ascii"))
+    line = bytes(result.data).split(b"\n", 1)[0]
+    if not _KEY.fullmatch(line):
+        raise WrapFailed("what was unwrapped is no file key, a line of 64 hex digits: is it another file's?")
+    return FileKey(line.decode("ascii"))
 
 
-def find_recipient(receiver: str, home: Path | None = None) -> Recipient:
+def find_recipient(receiver: str, home: Path | None = None, job: Job | None = None) -> Recipient:
     """Return the one public key that `receiver` names and that can encrypt now.
 
     `receiver` is what gpg takes: a fingerprint, a key id, an e-mail address, part of a name. Raises
-    RecipientUnusable when no key, or more than one, is meant, naming each with its fault.
+    RecipientUnusable when no key, or more than one, is meant, naming each with its fault, and the
+    job's reason if it was cancelled.
     """
-    keys = [dict(key) for key in _GPG(home).list_keys(keys=[receiver])]
+    keys = _list_keys(receiver, home, job)
     exact = [key for key in keys if any(parseaddr(user)[1] == receiver for user in key["uids"])]
     candidates = exact or keys
     usable = [key for key in candidates if _fault(key) is None]
@@ -224,6 +261,32 @@ def find_recipient(receiver: str, home: Path | None = None) -> Recipient:
         )
     faults = "; ".join(f"{key['fingerprint']} {_fault(key)}" for key in candidates)
     raise RecipientUnusable(f"gpg_receiver: no key of '{receiver}' can encrypt: {faults}; import a usable one")
+
+
+def _list_keys(receiver: str, home: Path | None, job: Job | None) -> list[dict[str, Any]]:
+    with closing(_GPG(home, job)) as gpg:
+        # `--`: a receiver that starts with a hyphen is no option.
+        found = gpg.list_keys(keys=["--", receiver])
+    if job is not None:
+        job.check()
+    if not found and found.returncode != 0 and "No public key" not in found.stderr:
+        raise RecipientUnusable(
+            f"gpg_receiver: the keyring cannot be read: {_words(found)}; mend it, see gpg --list-keys"
+        )
+    return [{**key, "uids": [_as_utf8(user) for user in key["uids"]]} for key in found]
+
+
+def _terminal() -> dict[str, str]:
+    # gpg finds the terminal on which to ask for a passphrase by its standard input, which is a pipe here.
+    try:
+        return {"GPG_TTY": os.ttyname(0)}
+    except OSError:
+        return {}
+
+
+def _as_utf8(text: str) -> str:
+    # python-gnupg reads gpg's output as latin-1, in which nothing fails.
+    return text.encode("latin-1").decode("utf-8", "replace")
 
 
 def _recipient(key: dict[str, Any]) -> Recipient:
@@ -271,6 +334,29 @@ class _Hash:
         return Digest(self._size, self._sha256.hexdigest())
 
 
+class _Feed:
+    """What python-gnupg's feeding thread reads from.
+
+    That thread may outlive its gpg. A read of a descriptor that is closed meanwhile, and given to
+    another run's tar or file, would steal that run's bytes: after `close` nothing is read any more.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading = threading.Lock()
+        self._closed = False
+
+    def read(self, size: int, /) -> bytes:
+        with self._reading:
+            return b"" if self._closed else self._source.read(size)
+
+    def close(self) -> None:
+        self._closed = True
+        # A read that hangs for longer is inside the kernel already, on the file that it was meant for.
+        if self._reading.acquire(timeout=FEED_SECONDS):
+            self._reading.release()
+
+
 class DigestReader:
     """A file that hashes what is read from it and tells the job of it."""
 
@@ -304,8 +390,8 @@ class _Sink:
         if chunk and self._error is None:
             try:
                 self._write(chunk)
-            except Exception as error:
-                # Raised by `check`: python-gnupg would go on to read from gpg to the end of the run.
+            except Exception as error:  # noqa: BLE001  # raised by `check`
+                # python-gnupg would go on to read from gpg to the end of the run.
                 self._error = error
                 cast("subprocess.Popen[bytes]", self._gpg.process).kill()
         return False
@@ -321,10 +407,5 @@ def _succeeded(result: Any) -> bool:
 
 def _words(result: Any) -> str:
     lines = [line.strip() for line in result.stderr.splitlines() if line.startswith("gpg: ")]
-    words = "; ".join(line.removeprefix("gpg: ") for line in lines) or result.status
+    words = "; ".join(line.removeprefix("gpg: ") for line in lines) or getattr(result, "status", "") or ""
     return words[-WORDS_BYTES:] or f"exit status {result.returncode}"
-
-
-def _end(gpg: _GPG, job: Job) -> None:
-    if gpg.process is not None:
-        job.end(gpg.process)

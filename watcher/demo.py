@@ -11,13 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from watcher.errors import RestoreFailed, WatcherError
+from watcher.errors import CannotRun, RestoreFailed, WatcherError
 from watcher.model import Document
 from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
@@ -84,20 +84,35 @@ class Place:
 
 
 def run(keep: bool) -> int:
-    """Do the demo, telling of each step; return 0 if the restored runs equal their sources."""
-    place = Place(Path(tempfile.mkdtemp(prefix="dataflow_archive_demo.")))
+    """Do the demo, telling of each step; return 0 if the restored runs equal their sources.
+
+    Raises WatcherError if they do not; then everything is left where it is, to look at.
+    """
     try:
-        _prepare(place)
-        with _watcher(place):
-            for name in ("sequencer_A/run_001", "sequencer_B/run_002"):
-                _archive_and_restore(place, place.sequencing / name)
-        print("\nDone: both runs came back from their archives byte for byte.")
+        place = Place(Path(tempfile.mkdtemp(prefix="dataflow_archive_demo.")))
+    except OSError as error:
+        raise WatcherError(f"no temporary directory can be made: {error}; set TMPDIR to where one can") from error
+    try:
+        _show(place)
         _tell_where(place, keep)
-        return 0
+    except BrokenPipeError:
+        raise
+    except (OSError, WatcherError) as error:
+        keep = True
+        raise WatcherError(f"{error}; everything is left in '{place.root}'") from error
     finally:
         _end_agent(place)
         if not keep:
             shutil.rmtree(place.root, ignore_errors=True)
+    return 0
+
+
+def _show(place: Place) -> None:
+    _prepare(place)
+    with _watcher(place) as watcher:
+        for name in ("sequencer_A/run_001", "sequencer_B/run_002"):
+            _archive_and_restore(place, place.sequencing / name, watcher)
+    print("\nDone: both runs came back from their archives byte for byte.")
 
 
 def _prepare(place: Place) -> None:
@@ -122,12 +137,12 @@ def _prepare(place: Place) -> None:
     print(f"2. A configuration on SQLite: {place.config}")
 
 
-def _archive_and_restore(place: Place, run: Path) -> None:
+def _archive_and_restore(place: Place, run: Path, watcher: subprocess.Popen[bytes]) -> None:
     print(f"\n3. A run is copied to {run}, and the sentinel {SENTINEL} dropped into it")
     _make_run(run)
     dropped_at = time.monotonic()
     (run / SENTINEL).write_text("0\n", encoding="ascii")
-    document = _follow(place, run.name)
+    document = _follow(place, run.name, watcher)
     print(f"   encrypted after {time.monotonic() - dropped_at:.1f} s: {document['archive']['size']:,} bytes")
     print("4. It is restored with plain gpg and tar:\n")
     print("".join(f"     {line}\n" for line in RESTORE.splitlines()))
@@ -145,21 +160,24 @@ def _make_run(run: Path) -> None:
     (run / "latest").symlink_to("RunInfo.xml")
 
 
-def _follow(place: Place, name: str) -> Document:
+def _follow(place: Place, name: str, watcher: subprocess.Popen[bytes]) -> Document:
     """Show the run's states as they change, until it is `encrypted`; return its document."""
     statusdb = StatusDB(SQLiteStore(place.database, _sleep), _sleep)
     limit = time.monotonic() + TIME_LIMIT_SECONDS
     with Progress(TextColumn("   {task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")) as bar:
-        task = bar.add_task("pending", total=len(PHASES) - 1)
+        task, shown = bar.add_task("pending", total=len(PHASES) - 1), ""
         while time.monotonic() < limit:
             document = statusdb.get(name) or {}
             phase, part = _phase(document)
             bar.update(task, description=phase, completed=PHASES.index(phase) + part)
+            if phase != shown:
+                bar.console.print(f"   {phase}")
+                shown = phase
             if phase == PHASES[-1]:
                 statusdb.close()
                 return document
-            if document.get("last_error"):
-                raise WatcherError(f"the demo's run was not archived: {document['last_error']}; see {place.log}")
+            if (error := document.get("last_error")) or watcher.poll() is not None:
+                raise WatcherError(f"the demo's run was not archived: {error or 'the watcher ended'}; see {place.log}")
             _sleep(0.02)
     raise WatcherError(f"the demo's run was not archived within {TIME_LIMIT_SECONDS:g} s; see {place.log}")
 
@@ -176,7 +194,7 @@ def _phase(document: Document) -> tuple[str, float]:
 def _restore(place: Place, name: str) -> None:
     names = {"KEYS": place.keys, "ARCHIVES": place.archives, "TO": place.restored, "RUN": name}
     environment = {**os.environ, "GNUPGHOME": str(place.gnupg), **{key: str(value) for key, value in names.items()}}
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", RESTORE], env=environment, capture_output=True, text=True)
+    done = _run(["bash", "-o", "pipefail", "-c", RESTORE], environment)
     if done.returncode != 0:
         raise RestoreFailed(f"gpg and tar did not restore '{name}': {done.stderr.strip()}")
 
@@ -205,9 +223,10 @@ def _content(path: Path) -> object:
 
 
 @contextmanager
-def _watcher(place: Place) -> Iterator[None]:
+def _watcher(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     """Run the real watcher as a process while the context lasts."""
-    command = [sys.executable, "-m", "watcher", "-c", str(place.config)]
+    # `-P`: a directory `watcher` where the demo is started from is not the one that is meant.
+    command = [sys.executable, "-P", "-m", "watcher", "-c", str(place.config)]
     with place.log.open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log, process_group=0)
     try:
@@ -215,21 +234,30 @@ def _watcher(place: Place) -> Iterator[None]:
             if process.poll() is not None:
                 raise WatcherError(f"the watcher did not start:\n{place.log.read_text()}")
             _sleep(0.02)
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
 def _gpg(place: Place, *arguments: str) -> None:
-    command = ["gpg", "--homedir", str(place.gnupg), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = _run(["gpg", "--homedir", str(place.gnupg), *arguments])
     if done.returncode != 0:
         raise WatcherError(f"gpg did not make a key: {done.stderr.strip()}")
 
 
 def _end_agent(place: Place) -> None:
-    subprocess.run(["gpgconf", "--homedir", str(place.gnupg), "--kill", "all"], capture_output=True)
+    with suppress(CannotRun):
+        _run(["gpgconf", "--homedir", str(place.gnupg), "--kill", "all"])
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )  # fmt: skip
+    except OSError as error:
+        raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; install it, and put it on the PATH") from error
 
 
 def _tell_where(place: Place, keep: bool) -> None:

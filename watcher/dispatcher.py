@@ -50,7 +50,8 @@ class Dispatcher:
     def offer_later(self, run: Run, seconds: float) -> None:
         """Offer a run after so many seconds; `release_due` does it."""
         with self._lock:
-            self._deferred[run.name] = (self._clock() + seconds, run)
+            if self._open:
+                self._deferred[run.name] = (self._clock() + seconds, run)
 
     def release_due(self) -> float | None:
         """Offer the deferred runs whose time has come; return the seconds until the next is due, if there is one."""
@@ -64,9 +65,11 @@ class Dispatcher:
 
     def close(self) -> None:
         """Take nothing new from now on; what runs goes on."""
-        with self._lock:
+        with self._idle:
             self._open = False
             self._waiting.clear()
+            self._deferred.clear()
+            self._idle.notify_all()
 
     def drain(self) -> None:
         """Wait until nothing waits and nothing runs."""

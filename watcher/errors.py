@@ -58,6 +58,10 @@ class RecipientUnusable(NotTheRunsFault):
     """The key of `gpg_receiver` is missing, ambiguous or cannot encrypt now; no run can help that."""
 
 
+class CannotRun(NotTheRunsFault):
+    """tar or gpg could not be started: not installed, or no memory or process to be had."""
+
+
 class Interrupted(NotTheRunsFault):
     """We were told to stop."""
 

@@ -1,9 +1,8 @@
-"""Looking without touching: is this machine fit to archive, and how do the runs stand?"""
+"""Looking without touching: whether this machine is fit to archive, and how the runs stand."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher import assembly, crypto
-from watcher.archive import MAX_RUN_NAME_BYTES
+from watcher.archive import MAX_RUN_NAME_BYTES, tar_version
 from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
 from watcher.intake import collision
@@ -29,6 +28,10 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 EXPIRY_WARNING = timedelta(days=30)
 """A recipient's key that expires sooner is pointed out."""
+
+
+UNBROKEN_COLUMNS = 10_000
+"""The width for a reader that is no terminal, such as grep: one line a run."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,7 @@ def _check_gpg(config: Config) -> Iterator[Finding]:
 
 
 def _check_tar(_config: Config) -> Iterator[Finding]:
-    first = subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    yield Finding(OK if "GNU tar" in first else FAIL, "tar", first if "GNU tar" in first else f"{first}: not GNU tar")
+    yield Finding(OK, "tar", tar_version())
 
 
 def _check_recipient(config: Config) -> Iterator[Finding]:
@@ -112,6 +114,8 @@ def _check_statusdb(config: Config) -> Iterator[Finding]:
 
 
 def _check_inotify(config: Config) -> Iterator[Finding]:
+    if not config.sequencing_path.is_dir():
+        return  # said among the directories
     limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text(encoding="ascii"))
     needed = 1 + sum(1 for _ in config.sequencing_path.iterdir()) + sum(
         sighting.state is not State.READY for sighting in _sightings(config)
@@ -149,6 +153,8 @@ class Report:
     def show(self) -> None:
         """Print the report as a table."""
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=UNBROKEN_COLUMNS)
         console.print(_counted(self.counts))
         table = Table("run", "status", "worker", "failures", "since (UTC)", "note", box=None, pad_edge=False)
         for document in self.documents:
@@ -184,7 +190,7 @@ def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
     known = statusdb.known(ready)
     for run in ready:
         document = known.get(run.name)
-        if document is not None and document["path"] != str(run.path):
+        if document is not None and document.get("path") != str(run.path):
             yield Skipped(printable(str(run.path)), "collision", collision(run, document))
 
 

@@ -15,7 +15,7 @@ from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.sentinels import Sighting, State, unusable_name
-from watcher.statusdb import StatusDB
+from watcher.statusdb import StatusDB, path_of
 
 BATCH = 1000
 """Sightings registered in one request, when so many wait."""
@@ -48,7 +48,8 @@ class Intake:
         self._offer = offer
         self._handled = handled
         self._metrics = metrics
-        self._known: dict[str, Path] = {}
+        self._known: dict[str, str] = {}
+        self._asking: set[str] = set()
         self._told: dict[Path, str] = {}
         self._sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
 
@@ -84,35 +85,63 @@ class Intake:
             sighting = self._sightings.get()
         return batch, False
 
-    def take(self, sightings: Iterable[Sighting], noticed: Noticed) -> None:
-        """Register the ready runs among the sightings, and offer those that are pending.
+    def take(self, sightings: Iterable[Sighting], noticed: Noticed) -> int:
+        """Register the ready runs among the sightings, offer those that are pending; return how many sightings came.
 
         Raises StatusDBUnavailable; then all of it may be done again.
         """
-        ready = [sighting.run for sighting in sightings if self._is_acceptable(sighting)]
-        if noticed is Noticed.RESCAN:
+        seen, ready = 0, []
+        for sighting in sightings:
+            seen += 1
             # A rescan sees all runs there are; those that are known come out of the database if they are pending.
-            ready = [run for run in ready if self._known.get(run.name) != run.path]
-        if ready:
-            self._register(ready, noticed)
+            if self._is_acceptable(sighting) and not (noticed is Noticed.RESCAN and self._is_known(sighting.run)):
+                ready.append(sighting.run)
+        for start in range(0, len(ready), BATCH):
+            self._register(ready[start : start + BATCH], noticed)
+        return seen
+
+    def heard(self, document: Document) -> None:
+        """Note a pending run that the database told of; one that this process did not know is logged."""
+        name = document["_id"]
+        if name in self._known or name in self._asking:
+            return
+        self._known[name] = str(path_of(document))
+        self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
+        logger.info("'%s' is pending, noticed by %s", path_of(document), Noticed.DATABASE, extra={"run": name})
 
     def forget(self, name: str) -> None:
         """Note that a run's document was deleted: the next rescan registers it again."""
         self._known.pop(name, None)
 
+    def forget_all(self) -> None:
+        """Note that documents may have been deleted unseen: the next rescan asks for all of them."""
+        self._known.clear()
+
     def _register(self, runs: list[Run], noticed: Noticed) -> None:
-        registration = self._statusdb.register(runs)
+        names = {run.name for run in runs}
+        self._asking |= names  # so that what the database tells of our own writes is not news
+        try:
+            registration = self._statusdb.register(runs)
+            for document in registration.known:
+                self._known[document["_id"]] = str(path_of(document))
+        finally:
+            self._asking -= names
         for run in registration.new:
             self._metrics.add(f"noticed_by_{noticed}")
             logger.info("registered '%s', noticed by %s", run.path, noticed, extra={"run": run.name})
         for document in registration.known:
-            self._known[document["_id"]] = Path(document["path"])
             if model.status_of(document) is Status.PENDING:
                 self._offer(document)
-        for run, document in registration.collisions:
-            self._tell(logging.ERROR, run, collision(run, document))
+        collided = {run.path: collision(run, document) for run, document in registration.collisions}
         for run in runs:
+            if run.path in collided:
+                self._tell(logging.ERROR, run, collided[run.path])
+            else:
+                self._told.pop(run.path, None)
             self._handled(run.path)
+
+    def _is_known(self, run: Run) -> bool:
+        return self._known.get(run.name) == str(run.path)
 
     def _is_acceptable(self, sighting: Sighting) -> bool:
         reason, level = sighting.reason, logging.ERROR
@@ -131,5 +160,9 @@ class Intake:
 
 
 def collision(run: Run, document: Document) -> str:
-    """Return the words for a run whose name another path has."""
-    return f"collision: '{document['path']}' has the same name and is registered; rename one of them"
+    """Return the words for a run whose name another path, or a document that is no run's, has."""
+    if not document:
+        return "the status database does not take its document; rename the run, or ask who runs the database why"
+    if model.status_of(document) is None:
+        return f"collision: document '{run.name}' in the status database is no run's; rename the run, or remove it"
+    return f"collision: '{path_of(document)}' has the same name and is registered; rename one of them"

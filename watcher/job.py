@@ -6,14 +6,16 @@ and the main thread, look at the progress and may cancel.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from watcher.errors import Stalled, WatcherError
+from watcher.errors import CannotRun, Stalled, WatcherError
 from watcher.model import Phase, Progress, Run
 
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
@@ -70,7 +72,7 @@ class Job:
         with self._lock:
             self._reason = self._reason or reason
             for child in self._children:
-                child.kill()
+                _kill(child)
         self.cancelled.set()
 
     def cancel_if_stalled(self, limit_seconds: float) -> bool:
@@ -102,13 +104,30 @@ class Job:
         """Start a child that a cancel ends. Its own process group keeps a terminal's Ctrl+C from it."""
         with self._lock:
             self.check()
-            process = subprocess.Popen(command, process_group=0, **options)
+            process = start_child(command, **options)
             self._children.add(process)
         return process
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a child that still runs, and reap it."""
-        process.kill()
+        _kill(process)
         process.wait()
         with self._lock:
             self._children.discard(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child's whole group: what it has started itself would keep its pipes open."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own. Raises CannotRun."""
+    try:
+        return subprocess.Popen(command, process_group=0, **options)
+    except OSError as error:
+        raise CannotRun(
+            f"cannot run '{command[0]}': {error.strerror or error}; is it installed, and on the PATH?"
+        ) from error

@@ -10,6 +10,7 @@ import logging
 import time
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from logging_journald import JournaldTransport, check_journal_stream
 
@@ -28,10 +29,10 @@ def configure(level: str, log_file: Path | None = None) -> None:
 
     `level` is one of DEBUG, INFO, WARN, ERROR. Raises ConfigError when `log_file` cannot be written.
     """
-    handlers: list[logging.Handler] = [JournalHandler() if check_journal_stream() else _text(logging.StreamHandler())]
+    handlers: list[logging.Handler] = [_journal() or _text(logging.StreamHandler())]
     if log_file is not None:
         try:
-            handlers.append(_text(WatchedFileHandler(log_file, encoding="utf-8", errors="backslashreplace")))
+            handlers.append(_text(LogFile(log_file, encoding="utf-8", errors="backslashreplace")))
         except OSError as error:
             raise ConfigError(f"log_file: '{log_file}' cannot be written: {error.strerror}") from error
     # A full disk under the log file must not stop the archiving, nor fill the journal with tracebacks.
@@ -44,13 +45,19 @@ def configure(level: str, log_file: Path | None = None) -> None:
 class JournalHandler(logging.Handler):
     """Sends records to journald's socket, with a traceback in the message if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: JournaldTransport) -> None:
         super().__init__()
-        self._transport = JournaldTransport()
-        self.setFormatter(OneLine())
+        self._transport = transport
+        self.setFormatter(OneLine("%(about)s%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
+        try:
+            self._transport.send(self._fields(record))
+        except Exception:  # noqa: BLE001  # as in the standard library's handlers: who logs shall not fail
+            self.handleError(record)
+
+    def _fields(self, record: logging.LogRecord) -> list[tuple[str, str | int]]:
         fields: list[tuple[str, str | int]] = [
             ("MESSAGE", self.format(record)),
             ("PRIORITY", PRIORITIES.get(record.levelno, 6)),
@@ -60,10 +67,17 @@ class JournalHandler(logging.Handler):
             ("CODE_FUNC", record.funcName or ""),
             ("LOGGER", record.name),
         ]
-        if run := getattr(record, "run", None):
-            fields.append(("RUN_ID", printable(run)))
+        run = getattr(record, "run", None)
+        return [*fields, ("RUN_ID", printable(run))] if run else fields
+
+
+class LogFile(WatchedFileHandler):
+    """Writes to a file, which logrotate may rename; a file that cannot be opened again is tried at the next line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
         try:
-            self._transport.send(fields)
+            super().emit(record)
         except OSError:
             self.handleError(record)
 
@@ -80,6 +94,18 @@ class OneLine(logging.Formatter):
         record.about = f"{printable(run)}: " if run else ""
         record.message = printable(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's own name
+        """Return the traceback, indented: no line of it can pass for an event of its own."""
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _journal() -> JournalHandler | None:
+    """Return a handler for journald if standard error leads there, as systemd's `$JOURNAL_STREAM` tells."""
+    try:
+        return JournalHandler(JournaldTransport()) if check_journal_stream() else None
+    except (OSError, ValueError, AttributeError):
+        return None  # no such socket, no such variable as we know, or no standard error
 
 
 def _text(handler: logging.Handler) -> logging.Handler:

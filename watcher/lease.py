@@ -24,6 +24,9 @@ RENEWALS_A_LEASE = 5
 TRUSTED_PART = 0.8
 """Of a lease, counted from before the last renewal was sent."""
 
+LOOK_PART = 0.5
+"""Of a lease: who has not looked at the others' claims for longer begins anew to count."""
+
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 Operation = Callable[Concatenate[Document, str, P], Document]
@@ -37,13 +40,15 @@ def boottime() -> float:
 class Lease:
     """One claim in our hands. Its writes go through here, one at a time, each over the last one's revision."""
 
-    def __init__(self, claim: Claim, job: Job, lease_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, claim: Claim, job: Job, lease_seconds: float, clock: Callable[[], float], asked_at: float | None = None
+    ) -> None:
         self.claim = claim
         self.job = job
         self._seconds = lease_seconds
         self._clock = clock
         self._document = claim.document
-        self._renewed_at = clock()
+        self._renewed_at = clock() if asked_at is None else asked_at
         self._ended = False
         self._lock = threading.Lock()
 
@@ -63,23 +68,26 @@ class Lease:
         Raises ClaimLost when the run is another's, StatusDBUnavailable.
         """
         with self._lock:
-            asked_at = self._clock()
-            self._document = operation(self._document, self.claim.token, *args, **kwargs)
-            self._renewed_at = asked_at
-            self._ended = model.has_ended(self._document, self.claim.token)
-            return self._document
+            return self._write(operation, *args, **kwargs)
 
     def renew(self, statusdb: StatusDB) -> None:
         """Show that we live. Cancels the job when the claim is lost; says so when the database is away."""
-        if self._ended:
-            return
-        try:
-            self.write(statusdb.renew, self.job.progress)
-        except ClaimLost as error:
-            if not self._ended:
+        with self._lock:
+            if self._ended:
+                return  # while we waited for the lock, as like as not
+            try:
+                self._write(statusdb.renew, self.job.progress)
+            except ClaimLost as error:
                 self.job.cancel(error)
-        except StatusDBUnavailable as error:
-            logger.warning("cannot renew the claim, work goes on: %s", error, extra={"run": self.claim.run.name})
+            except StatusDBUnavailable as error:
+                logger.warning("cannot renew the claim, work goes on: %s", error, extra={"run": self.claim.run.name})
+
+    def _write(self, operation: Operation[P], *args: P.args, **kwargs: P.kwargs) -> Document:
+        asked_at = self._clock()
+        self._document = operation(self._document, self.claim.token, *args, **kwargs)
+        self._renewed_at = asked_at
+        self._ended = model.has_ended(self._document, self.claim.token)
+        return self._document
 
 
 class LeaseKeeper:
@@ -93,9 +101,9 @@ class LeaseKeeper:
         self._lock = threading.Lock()
 
     @contextmanager
-    def hold(self, claim: Claim, job: Job) -> Iterator[Lease]:
-        """Keep a claim alive while the context lasts."""
-        lease = Lease(claim, job, self._seconds, self._clock)
+    def hold(self, claim: Claim, job: Job, asked_at: float | None = None) -> Iterator[Lease]:
+        """Keep a claim alive while the context lasts. `asked_at` is `now()` before the claim was asked for."""
+        lease = Lease(claim, job, self._seconds, self._clock, asked_at)
         with self._lock:
             self._leases[claim.run.name] = lease
         try:
@@ -103,6 +111,10 @@ class LeaseKeeper:
         finally:
             with self._lock:
                 self._leases.pop(claim.run.name, None)
+
+    def now(self) -> float:
+        """Return the time on the leases' clock."""
+        return self._clock()
 
     def jobs(self) -> list[Job]:
         """Return the jobs whose claims are held."""
@@ -137,17 +149,23 @@ class LeaseKeeper:
 
 
 class StaleClaims:
-    """The claims of others whose revision has not moved for a lease, as seen from here."""
+    """The claims of others whose revision has not moved for a lease, as seen from here.
+
+    While we cannot look, since the database is away or we are suspended, holders may be unable to renew
+    as well: whoever comes back first would take hours of work from the others. So each gets a new lease.
+    """
 
     def __init__(self, lease_seconds: float, clock: Callable[[], float] = boottime) -> None:
         self._seconds = lease_seconds
         self._clock = clock
         self._seen: dict[str, tuple[str, float]] = {}
+        self._looked_at = clock()
 
     def observe(self, processing: list[Document]) -> list[Document]:
         """Take in all documents in `processing`, and return those that may be taken over."""
         now = self._clock()
-        before, self._seen = self._seen, {}
+        has_looked = now - self._looked_at < self._seconds * LOOK_PART
+        before, self._seen, self._looked_at = self._seen if has_looked else {}, {}, now
         stale = []
         for document in processing:
             seen = before.get(document["_id"])

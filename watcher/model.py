@@ -24,6 +24,9 @@ MAX_FAILURES = 3
 MAX_RETRY_DELAY_SECONDS = 3600.0
 """No pause written into `not_before` is longer; one that looks longer comes from a clock that is off."""
 
+MAX_DOUBLINGS = 60
+"""Of a pause; more would leave the range of numbers, and people can write any `failure_count`."""
+
 
 class Status(StrEnum):
     """What may happen to a run next."""
@@ -97,23 +100,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on a run, as acquired: `document` is what the claim wrote, `previous` what it met."""
+    """The right to work on a run, as acquired: `document` is what the claim wrote, `previous` what it met.
+
+    `former` are the tokens of whatever was staged for the run before it was claimed.
+    """
 
     run: Run
     token: str
     document: Document
     previous: Document
-
-    @property
-    def previous_token(self) -> str | None:
-        """The token of the run's last holder, dead or done, if there was one."""
-        return live_token(self.previous)
+    former: tuple[str, ...] = ()
 
     @property
     def announced(self) -> Archive | None:
         """The archive that an interrupted attempt had announced, if it came that far."""
-        archive = self.previous.get("archive")
-        return Archive.from_document(archive) if archive else None
+        try:
+            return Archive.from_document(self.previous["archive"])
+        except (KeyError, TypeError, AttributeError):
+            return None  # none, or not in our words
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class EncryptedArchive:
 
 @dataclass(frozen=True)
 class Archive:
-    """A finished archive as the run document's `archive` field has it."""
+    """A finished archive as the run document's `archive` field has it. `token` is that of the claim that staged it."""
 
     file: str
     size: int
@@ -156,10 +160,11 @@ class Archive:
     recipient: str
     members: int
     warnings: tuple[str, ...] = ()
+    token: str = ""
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""
-        return {**dataclasses.asdict(self), "warnings": list(self.warnings)}
+        return {**dataclasses.asdict(self), "warnings": [_text(warning) for warning in self.warnings]}
 
     @classmethod
     def from_document(cls, value: Mapping[str, Any]) -> Self:
@@ -197,10 +202,11 @@ def token_of(document: Document) -> str | None:
     return claim.get("token") if isinstance(claim, dict) else None
 
 
-def live_token(document: Document) -> str | None:
-    """Return the token whose staged files may still be wanted: the holder's, or the last one's who announced some."""
-    waits = status_of(document) in (Status.PENDING, Status.FAILED) and "archive" in document
-    return token_of(document) or (document.get("last_claim") if waits else None)
+def live_tokens(document: Document) -> set[str]:
+    """Return the tokens whose staged files may be wanted: the holder's, the last one's, the announced archive's."""
+    archive = document.get("archive")
+    announced_by = archive.get("token") if isinstance(archive, dict) else None
+    return {token for token in (token_of(document), document.get("last_claim"), announced_by) if token}
 
 
 def is_held(document: Document, token: str) -> bool:
@@ -211,6 +217,15 @@ def is_held(document: Document, token: str) -> bool:
 def has_ended(document: Document, token: str) -> bool:
     """Say whether the claim `token` has released, failed or recorded the document."""
     return document.get("last_claim") == token
+
+
+def is_same_claim(one: Document, other: Document) -> bool:
+    """Say whether the same claim wrote both documents last."""
+    return _last_writer(one) == _last_writer(other)
+
+
+def _last_writer(document: Document) -> str | None:
+    return token_of(document) or document.get("last_claim")
 
 
 def seconds_until_due(document: Document, now: datetime) -> float:
@@ -224,7 +239,8 @@ def seconds_until_due(document: Document, now: datetime) -> float:
 
 def retry_delay(failures: int, first_seconds: float) -> float:
     """Return the pause in seconds after the failure number `failures`: doubled each time, an hour at most."""
-    return min(first_seconds * 2.0 ** max(failures - 1, 0), MAX_RETRY_DELAY_SECONDS)
+    doublings = min(max(failures - 1, 0), MAX_DOUBLINGS)
+    return min(first_seconds * 2.0**doublings, MAX_RETRY_DELAY_SECONDS)
 
 
 def registered(run: Run, now: datetime) -> Document:
@@ -249,8 +265,9 @@ def claimed(document: Document, worker_id: str, token: str, now: datetime) -> Do
 
 def renewed(document: Document, progress: Progress, now: datetime) -> Document:
     """Return the document with the claim's progress brought up to date."""
-    claim = {**document["claim"], **dataclasses.asdict(progress), "phase": str(progress.phase)}
-    return {**_moved(document, Event.RENEW, now), "claim": claim}
+    changed = _moved(document, Event.RENEW, now)
+    claim = {**changed["claim"], **dataclasses.asdict(progress), "phase": str(progress.phase)}
+    return {**changed, "claim": claim}
 
 
 def announced(document: Document, archive: Archive | None, now: datetime) -> Document:
@@ -268,7 +285,7 @@ def released(document: Document, error: WatcherError | None, wait_seconds: float
 
 def failed(document: Document, error: Exception, first_delay_seconds: float, now: datetime) -> Document:
     """Return the document with one more failure: `pending` and not to be claimed for a while, or `failed`."""
-    failures = int(document.get("failure_count", 0)) + 1
+    failures = _failures(document) + 1
     changed = _ended(_moved(document, Event.FAIL, now, failures))
     wait = retry_delay(failures, first_delay_seconds) if changed["status"] == Status.PENDING else 0
     changed.pop("unsettled_since", None)
@@ -281,9 +298,11 @@ def unsettled(document: Document, now: datetime) -> Document:
 
 
 def unsettled_seconds(document: Document, now: datetime) -> float:
-    """Return for how long the run has been found changing: 0 if this is the first time."""
-    since = document.get("unsettled_since")
-    return max((now - datetime.fromisoformat(since)).total_seconds(), 0.0) if since else 0.0
+    """Return for how long the run has been found changing: 0 if this is the first time, or cannot be told."""
+    try:
+        return max((now - datetime.fromisoformat(document["unsettled_since"])).total_seconds(), 0.0)
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def recorded(document: Document, archive: Archive, now: datetime) -> Document:
@@ -307,6 +326,11 @@ def noted(document: Document, error: WatcherError, now: datetime) -> Document:
     return _with_reason(document, error, 0, now)
 
 
+def _failures(document: Document) -> int:
+    count = document.get("failure_count", 0)
+    return count if isinstance(count, int) else 0
+
+
 def _moved(document: Document, event: Event, now: datetime, failures: int = 0) -> Document:
     status = next_status(event, status_of(document), failures)
     return {**document, "status": str(status), "updated_at": timestamp(now)}
@@ -322,7 +346,13 @@ def _with_reason(document: Document, error: Exception | None, wait_seconds: floa
     changed = dict(document)
     if error is not None:
         kind = error.kind if isinstance(error, WatcherError) else type(error).__name__
-        changed["last_error"] = {"kind": kind, "message": str(error), "at": timestamp(now)}
+        changed["last_error"] = {"kind": kind, "message": _text(str(error)), "at": timestamp(now)}
     if wait_seconds > 0:
-        changed["not_before"] = timestamp(now + timedelta(seconds=wait_seconds))
+        wait = timedelta(seconds=min(wait_seconds, MAX_RETRY_DELAY_SECONDS))
+        changed["not_before"] = timestamp(now + wait)
     return changed
+
+
+def _text(words: str) -> str:
+    # Names of files may be no UTF-8; CouchDB refuses a document with such a word in it.
+    return words.encode("utf-8", "backslashreplace").decode()

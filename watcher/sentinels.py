@@ -2,14 +2,15 @@
 
 The observer holds one inotify descriptor with one reading thread, and a watch on the sequencing
 path, on each sequencer, and on each run that has no ready sentinel: none below, none on a run that
-is done with. `Observer.sweep` is the rescan: the same walk that sets the watches tells what is ready,
-so that nothing falls between the two, and it works as well where no watch can be had.
+is done with. `Observer.sweep` is the rescan: the same walk that renews the watches tells what is
+ready, so that nothing falls between the two, and it works as well where no watch can be had.
 """
 
 from __future__ import annotations
 
 import errno
 import heapq
+import itertools
 import logging
 import os
 import stat
@@ -31,24 +32,37 @@ SENTINEL = ".metadata_rsync_exitcode"
 SETTLE_SECONDS = 0.05
 """How old an empty sentinel must be: its writer may not have come to the exit code yet."""
 
+CLOSE_SECONDS = 10.0
+"""How long a sentinel that was seen being created may stay open before it is read all the same: a file made
+in another way than by opening it is never closed."""
+
+STOP_SECONDS = 1.0
+"""How long a stop waits for the thread that reads; one that hangs in a dead file system is left behind."""
+
 SENTINEL_BYTES = 64
 """Of a sentinel so much is read; an exit code has at most three digits."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph glusterfs fuse.glusterfs fuse.sshfs fuse.ceph 9p afs ocfs2 gfs2"
-    .split()
+    {
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.glusterfs",
+        "fuse.sshfs", "fuse.ceph", "fuse.beegfs", "9p", "afs", "ocfs2", "gfs2",
+    }
 )  # fmt: skip
 """Types in /proc/self/mountinfo on which another host's changes cause no events here."""
 
-_GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
-_ARRIVED = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
-_DIRECTORY_MASK = _ARRIVED | InotifyConstants.IN_MOVED_FROM | _GONE | InotifyConstants.IN_ONLYDIR
-# No IN_MODIFY and no IN_ATTRIB: transfer logs in a run are appended to all the time.
-_RUN_MASK = (
-    _ARRIVED | InotifyConstants.IN_CLOSE_WRITE | _GONE
-    | InotifyConstants.IN_ONLYDIR | InotifyConstants.IN_DONT_FOLLOW
+_ALL = (
+    InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_UNMOUNT | InotifyConstants.IN_ONLYDIR
 )  # fmt: skip
-_CALLBACK = CallbackId(0)
+# IN_MOVE_SELF for the root only. Elsewhere the parent tells of a move, and an inode that is watched under its
+# new name by then would be taken for gone.
+_ROOT_MASK = _ALL | InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_MOVE_SELF
+_SEQUENCER_MASK = _ALL | InotifyConstants.IN_MOVED_FROM
+# No IN_MODIFY and no IN_ATTRIB: transfer logs in a run are appended to all the time.
+_RUN_MASK = _ALL | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_DONT_FOLLOW
+_GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +84,7 @@ class State(StrEnum):
     UNUSABLE = "unusable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so."""
 
@@ -80,45 +94,46 @@ class Sighting:
 
 
 def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
-    """Return what the sentinel of the run directory `path` says.
+    """Return what the sentinel of the run directory `path` says; a run that is not there has none.
 
     `now` is in seconds since the epoch, like a file's times. Never follows a symbolic link: a linked
-    sentinel counts by its presence.
+    sentinel counts by its presence. Never waits for a pipe.
     """
     run = Run(path)
-    try:
-        status = os.lstat(path / SENTINEL)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return Sighting(run, State.ABSENT)
-        return Sighting(run, State.UNUSABLE, f"the sentinel cannot be read: {error.strerror}")
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        return Sighting(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
-    if stat.S_ISLNK(status.st_mode):
-        return Sighting(run, State.READY)
-    if not stat.S_ISREG(status.st_mode):
-        return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
-    return Sighting(run, State.READY) if policy is Policy.PRESENCE else _by_content(run, status, now())
-
-
-def _by_content(run: Run, status: os.stat_result, now: float) -> Sighting:
-    if status.st_size == 0:
-        young = abs(now - status.st_ctime) < SETTLE_SECONDS
-        return Sighting(run, State.UNSETTLED if young else State.READY)
-    try:
-        descriptor = os.open(run.path / SENTINEL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            content = file.read(SENTINEL_BYTES)
-    except FileNotFoundError:
+    if os.path.islink(path):  # noqa: PTH114  # Path's own raises where a directory above may not be searched
+        if os.path.lexists(path / SENTINEL):
+            return Sighting(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
         return Sighting(run, State.ABSENT)
-    except OSError as error:
-        return Sighting(run, State.UNUSABLE, f"the sentinel cannot be read: {error.strerror}")
+    return _inspect_directory(run, policy, now)
+
+
+def _inspect_directory(run: Run, policy: Policy, now: Callable[[], float] = time.time) -> Sighting:
+    sentinel = f"{run.path}/{SENTINEL}"
     try:
-        code = int(content)
-    except ValueError:
-        code = 0
-    if code != 0:
-        return Sighting(run, State.HELD, f"the sentinel holds exit code {code}: the transfer failed")
+        mode = os.lstat(sentinel).st_mode
+        if stat.S_ISLNK(mode):
+            return Sighting(run, State.READY)
+        if not stat.S_ISREG(mode):
+            return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
+        return Sighting(run, State.READY) if policy is Policy.PRESENCE else _by_content(run, sentinel, now())
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return Sighting(run, State.ABSENT)
+        return Sighting(run, State.UNUSABLE, f"the sentinel cannot be read: {error.strerror}; let this user read it")
+
+
+def _by_content(run: Run, sentinel: str, now: float) -> Sighting:
+    # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
+    descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content = os.read(descriptor, SENTINEL_BYTES)
+        changed = 0.0 if content else os.fstat(descriptor).st_ctime
+    finally:
+        os.close(descriptor)
+    if not content and abs(now - changed) < SETTLE_SECONDS:
+        return Sighting(run, State.UNSETTLED)
+    if content.strip().isdigit() and int(content) != 0:
+        return Sighting(run, State.HELD, f"the sentinel holds exit code {int(content)}: the transfer failed")
     return Sighting(run, State.READY)
 
 
@@ -147,23 +162,12 @@ def file_system_type(path: Path) -> str:
     return "unknown"
 
 
-def scan_directories(path: Path, ignore: Collection[str]) -> Iterator[Path]:
-    """Yield the directories (or links) in `path` that are not ignored; none if it cannot be listed."""
-    try:
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
-    except OSError:
-        return
-    for name in names:
-        if name not in ignore:
-            yield path / name
-
-
 class Observer:
     """Watches `root/<sequencer>/<run>` and calls `on_sighting` with each run whose sentinel was touched.
 
     `on_sighting` runs in one thread, in order. `on_lost` is called when events were lost and a sweep
-    has to find what they would have told. Names in `ignore` are skipped on both levels.
+    has to find what they would have told. Names in `ignore` are skipped on both levels. A new sentinel
+    that nobody closes is looked at after `close_seconds`.
     """
 
     def __init__(
@@ -173,144 +177,167 @@ class Observer:
         on_lost: Callable[[str], None],
         ignore: Collection[str] = (),
         policy: Policy = Policy.EXIT_CODE,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._root = root
         self._ignore = frozenset(ignore)
         self._policy = policy
+        self._on_sighting = on_sighting
         self._on_lost = on_lost
-        self._handler = _Handler(policy, on_sighting, self._settle_later)
+        self.close_seconds = close_seconds
         self._observer: BaseObserver | None = None
+        self._emitter: _Emitter | None = None
+        self._complaints: dict[Path, str] = {}
         self.overflows = 0
 
     def start(self) -> None:
-        """Begin to watch. A root that is away, or a watch limit, is logged; `sweep` works all the same."""
+        """Begin to watch. A root that is away, or a watch limit, keeps no sweep from working."""
         observer = BaseObserver(_Emitter, tree=self)
-        observer.schedule(self._handler, str(self._root))
-        observer.start()
+        observer.name = "observer"
+        observer.schedule(_Handler(self), str(self._root))
         self._observer = observer
+        self._emitter = next(emitter for emitter in observer.emitters if isinstance(emitter, _Emitter))
+        observer.start()
 
     def stop(self) -> None:
         """End all watches and threads."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
-            self._observer = None
-
-    def is_alive(self) -> bool:
-        """Say whether all of the observer's threads run and its root is the directory that is there now."""
-        emitter = self._emitter()
-        return emitter is not None and self._observer is not None and self._observer.is_alive() and emitter.is_whole()
+            self._observer = self._emitter = None
 
     def restart(self) -> None:
         """Begin anew with what is there now."""
         self.stop()
         self.start()
 
+    def is_alive(self) -> bool:
+        """Say whether all is well: see `trouble`."""
+        return self.trouble() is None
+
+    def trouble(self) -> str | None:
+        """Return why the observer must be restarted: a thread has ended, the root is another directory. Else None."""
+        if self._observer is None or self._emitter is None:
+            return "it was not started"
+        if not self._observer.is_alive() or not self._emitter.has_its_threads():
+            return "one of its threads has ended"
+        return self._emitter.trouble_with_root()
+
     @property
     def watches(self) -> int:
         """How many directories are watched."""
-        emitter = self._emitter()
-        return emitter.count() if emitter else 0
+        return self._emitter.count() if self._emitter else 0
 
     @property
     def unwatched(self) -> int:
         """How many directories could not be watched since the last sweep began."""
-        emitter = self._emitter()
-        return emitter.refused if emitter else 0
+        return self._emitter.refused if self._emitter else 0
 
     def sweep(self) -> Iterator[Sighting]:
-        """Walk all sequencers, set the watches that are missing, and yield each run's state."""
-        emitter = self._emitter()
-        if emitter:
-            emitter.begin_sweep(self._root)
-        for sequencer in scan_directories(self._root, self._ignore):
-            yield from self.sweep_sequencer(sequencer)
+        """Walk all sequencers, make sure that every watch is where it should be, and yield each run's state.
 
-    def sweep_sequencer(self, sequencer: Path) -> Iterator[Sighting]:
-        """Walk one sequencer's runs; each is watched first and then looked at, so that there is no gap."""
-        emitter = self._emitter()
-        if not sequencer.is_dir():
-            return
-        if emitter:
-            emitter.add(sequencer, _DIRECTORY_MASK)
-        for path in scan_directories(sequencer, self._ignore):
-            if (sighting := self.sweep_run(path)) is not None:
-                yield sighting
+        What was lost before the sweep began is found by it; what comes later, by events.
+        """
+        if self._emitter:
+            self._emitter.begin_sweep()
+        for entry in self._list(self._root):
+            yield from self._sweep_sequencer(self._root / entry.name)
+        if self._emitter:
+            self._emitter.end_sweep()
 
-    def sweep_run(self, path: Path) -> Sighting | None:
-        """Return one run's state, with a watch on it unless it is ready; None if it is no directory (any more)."""
-        emitter = self._emitter()
-        try:
-            sighting = inspect(path, self._policy)
-            if sighting.state is State.ABSENT and not stat.S_ISDIR(os.lstat(path).st_mode):
-                return None
-            if emitter and sighting.state is State.READY:
-                emitter.unwatch(path)
-            elif emitter and emitter.add(path, _RUN_MASK):
-                sighting = inspect(path, self._policy)
-        except OSError:
-            return None
-        if sighting.state is State.UNSETTLED:
-            self._settle_later(path)
-        return sighting
+    def handled(self, path: Path) -> None:
+        """End the watch on a run whose sentinel has been dealt with."""
+        if self._emitter:
+            self._emitter.unwatch(path)
+
+    # What events lead to; called by the emitter's threads
 
     def arrived(self, path: Path) -> None:
-        """Take in a directory that has just appeared on one of the two levels."""
-        if path.name in self._ignore:
+        """Take in what has just appeared on one of the two levels."""
+        if path.name in self._ignore or self._emitter is None:
             return
-        emitter = self._emitter()
-        if emitter:
-            emitter.unwatch(path)  # of a former directory of that name, whose end may not have been told yet
-        is_run = path.parent != self._root
-        sightings = (self.sweep_run(path),) if is_run else self.sweep_sequencer(path)
+        if path.parent == self._root:
+            sightings = list(self._sweep_sequencer(path))
+        else:
+            sightings = [self._sweep_run(path, may_be_link=True)]
         for sighting in sightings:
-            if emitter and sighting and sighting.state in (State.READY, State.HELD, State.UNUSABLE):
-                emitter.report(sighting.run.path)
+            if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
+                self._emitter.report(sighting.run.path)
 
-    def forget(self) -> None:
-        """Drop all watches, after events were lost; the next sweep sets them anew."""
-        if emitter := self._emitter():
-            emitter.unwatch(self._root)
+    def touched(self, path: Path) -> None:
+        """Look at a run whose sentinel has changed, or has had time to settle."""
+        sighting = self._look(path, may_be_link=True)
+        if sighting.state not in (State.ABSENT, State.UNSETTLED):
+            self._on_sighting(sighting)
 
     def lost(self, why: str) -> None:
         """Tell that events were lost."""
         self._on_lost(why)
 
-    def handled(self, path: Path) -> None:
-        """End the watch on a run whose sentinel has been dealt with."""
-        if emitter := self._emitter():
-            emitter.unwatch(path)
+    def overflowed(self) -> None:
+        """Count an overflow of the kernel's queue, and tell."""
+        self.overflows += 1
+        if self._emitter:
+            self._emitter.forget_open()
+        self._on_lost("the kernel's event queue overflowed")
 
-    def _settle_later(self, path: Path) -> None:
-        if emitter := self._emitter():
-            emitter.report_later(path, SETTLE_SECONDS)
+    def _sweep_sequencer(self, sequencer: Path) -> Iterator[Sighting]:
+        # Each directory is watched first and then looked at, so that there is no gap.
+        if not os.path.isdir(sequencer):  # noqa: PTH112  # as above
+            return
+        if self._emitter:
+            self._emitter.add(sequencer, _SEQUENCER_MASK)
+        for entry in self._list(sequencer):
+            sighting = self._sweep_run(sequencer / entry.name, entry.is_symlink())
+            if sighting.state is not State.ABSENT or not entry.is_symlink():
+                yield sighting
 
-    def _emitter(self) -> _Emitter | None:
-        if self._observer is None:
-            return None
-        return next((emitter for emitter in self._observer.emitters if isinstance(emitter, _Emitter)), None)
+    def _sweep_run(self, path: Path, may_be_link: bool) -> Sighting:
+        sighting = self._look(path, may_be_link)
+        if self._emitter and sighting.state is State.READY:
+            self._emitter.unwatch(path)
+        elif self._emitter and self._emitter.add(path, _RUN_MASK):
+            sighting = self._look(path, may_be_link)
+        return sighting
+
+    def _look(self, path: Path, may_be_link: bool) -> Sighting:
+        sighting = inspect(path, self._policy) if may_be_link else _inspect_directory(Run(path), self._policy)
+        if self._emitter and sighting.state in (State.READY, State.HELD) and self._emitter.is_open(path):
+            return Sighting(sighting.run, State.UNSETTLED)
+        if self._emitter and sighting.state is State.UNSETTLED:
+            self._emitter.report_later(path, SETTLE_SECONDS)
+        return sighting
+
+    def _list(self, path: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(path) as entries:
+                found = [
+                    entry
+                    for entry in entries
+                    if entry.name not in self._ignore and (entry.is_dir(follow_symlinks=False) or entry.is_symlink())
+                ]
+        except OSError as error:
+            self._complain(path, error)
+            return []
+        self._complaints.pop(path, None)
+        return found
+
+    def _complain(self, path: Path, error: OSError) -> None:
+        vanished = error.errno in _NOT_THERE and path != self._root
+        reason = error.strerror or str(error)
+        if not vanished and self._complaints.get(path) != reason:
+            self._complaints[path] = reason
+            logger.warning("no run in '%s' is seen: %s; mount it, let this user read it, or ignore it", path, reason)
 
 
 class _Handler(FileSystemEventHandler):
-    """watchdog's side of a sighting: looks at the run whose sentinel an event names."""
+    """watchdog's side of a sighting: an event names a sentinel to look at."""
 
-    def __init__(
-        self, policy: Policy, on_sighting: Callable[[Sighting], None], settle_later: Callable[[Path], None]
-    ) -> None:
-        self._policy = policy
-        self._on_sighting = on_sighting
-        self._settle_later = settle_later
+    def __init__(self, tree: Observer) -> None:
+        self._tree = tree
 
     def on_closed(self, event: FileSystemEvent) -> None:
-        path = Path(os.fsdecode(event.src_path)).parent
-        try:
-            sighting = inspect(path, self._policy)
-        except OSError:
-            return  # gone again
-        if sighting.state is State.UNSETTLED:
-            self._settle_later(path)
-        elif sighting.state is not State.ABSENT:
-            self._on_sighting(sighting)
+        self._tree.touched(Path(os.fsdecode(event.src_path)).parent)
 
 
 class _Emitter(EventEmitter):
@@ -329,30 +356,34 @@ class _Emitter(EventEmitter):
         tree: Observer,
     ) -> None:
         super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter)
+        self.name = "settle"
         self.tree = tree
         self.root = Path(watch.path)
         self.refused = 0
-        self._inotify: InotifyFD | None = None
+        self._refusal: OSError | None = None
+        self._told_refused = 0
+        self._reader: _Reader | None = None
         self._lock = threading.RLock()
-        self._watches: dict[Path, WatchDescriptor] = {}
+        self._ids = itertools.count()
+        self._watches: dict[Path, tuple[WatchDescriptor, CallbackId]] = {}
         self._root_identity: tuple[int, int] | None = None
+        self._swept_from = 0
+        self._open: dict[Path, float] = {}
         self._due: list[tuple[float, Path]] = []
         self._changed = threading.Condition()
 
+    # The settling thread
+
     def on_thread_start(self) -> None:
-        try:
-            self._inotify = InotifyFD()
-        except OSError as error:
-            logger.warning("inotify is not to be had: %s; %s", error, _advice(error, 0))
-            return
-        self._inotify.start()
+        self._begin_reading()
         self._watch_root()
 
     def on_thread_stop(self) -> None:
         with self._changed:
             self._changed.notify()
-        if self._inotify is not None:
-            self._inotify.stop()
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader.join(STOP_SECONDS)
 
     def queue_events(self, timeout: float) -> None:
         """Report the sentinels whose time to settle is over; wait for the next."""
@@ -364,7 +395,7 @@ class _Emitter(EventEmitter):
 
     def report(self, run: Path) -> None:
         """Hand the run's sentinel to the handler."""
-        self.queue_event(FileClosedEvent(str(run / SENTINEL)))
+        self.queue_event(FileClosedEvent(f"{run}/{SENTINEL}"))
 
     def report_later(self, run: Path, seconds: float) -> None:
         """Hand the run's sentinel to the handler after `seconds`."""
@@ -372,86 +403,173 @@ class _Emitter(EventEmitter):
             heapq.heappush(self._due, (time.monotonic() + seconds, run))
             self._changed.notify()
 
-    def is_whole(self) -> bool:
-        """Say whether both threads live and the root is still the directory that was watched."""
-        reads = self._inotify is None or self._inotify.is_alive()
-        return self.is_alive() and reads and self._root_identity == _identity(self.root)
+    # What the observer asks
+
+    def has_its_threads(self) -> bool:
+        """Say whether the thread that settles lives, and the one that reads if there is anything to read."""
+        return self.is_alive() and (self._reader is None or self._reader.is_alive())
+
+    def trouble_with_root(self) -> str | None:
+        """Return None if the root is the directory that was there when it was last watched, else what it is now."""
+        identity = _identity(self.root)
+        if identity == self._root_identity:
+            return None
+        if identity is None:
+            return f"'{self.root}' is gone"
+        return f"'{self.root}' is another directory now" if self._root_identity else f"'{self.root}' is back"
 
     def count(self) -> int:
         """Return how many directories are watched."""
         return len(self._watches)
 
-    def begin_sweep(self, root: Path) -> None:
-        """Count refused watches anew, and forget those of directories that are gone."""
-        self.refused = 0
-        if root not in self._watches:
-            self._watch_root()
+    def is_open(self, run: Path) -> bool:
+        """Say whether the run's sentinel was seen being created and has not been closed yet."""
+        return self._open.get(run, 0.0) > time.monotonic()
 
-    def _watch_root(self) -> None:
-        self.add(self.root, _DIRECTORY_MASK)
-        self._root_identity = _identity(self.root)
+    def forget_open(self) -> None:
+        """Wait for no sentinel's close any more: events were lost, theirs may be among them."""
+        self._open.clear()
+
+    # Watches
+
+    def begin_sweep(self) -> None:
+        """Watch the root, and count anew what cannot be watched."""
+        self._swept_from = next(self._ids)
+        self.refused = 0
+        self._begin_reading()
+        self._watch_root()
+
+    def end_sweep(self) -> None:
+        """Drop the watches on directories that are not there any more; tell of a limit that was met."""
+        with self._lock:
+            left = [path for path, (_, added) in self._watches.items() if added < self._swept_from]
+        for path in left:
+            if not os.path.lexists(path):
+                self.unwatch(path)
+        if self.refused > self._told_refused and self._refusal:
+            logger.warning("%s", _advice(self._refusal, self.count(), self.refused))
+        self._told_refused = self.refused
 
     def add(self, path: Path, mask: int) -> bool:
-        """Watch a directory; say whether the watch is new. Limits are logged and counted in `refused`."""
-        with self._lock:
-            if path in self._watches or self._inotify is None:
-                return False
-            watched = _Watched(self, path)
-            try:
-                descriptor = self._inotify.add_callback(os.fsencode(path), Mask(mask), watched, _CALLBACK)
-            except OSError as error:
-                self._refuse(error)
-                return False
-            self._watches[path] = descriptor
-            return True
+        """Watch the directory that has this path now; say whether it was not watched before.
 
-    def _refuse(self, error: OSError) -> None:
-        if error.errno not in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM):
-            return  # gone, or not to be listed: the sweep says so
-        self.refused += 1
-        if self.refused == 1:
-            logger.warning(
-                "%s; the rescan covers what is not watched; %s", error.strerror or error, _advice(error, self.count())
-            )
+        The kernel knows: it gives a directory that is watched already the same descriptor once more.
+        A limit that is met is counted in `refused`.
+        """
+        with self._lock:
+            former = self._watches.pop(path, None)
+            watch = self._add(path, mask)
+            if watch is not None:
+                self._watches[path] = watch
+            if former is not None and self._reader is not None:
+                self._reader.remove_callbacks([former])
+            return watch is not None and (former is None or former[0] != watch[0])
+
+    def _add(self, path: Path, mask: int) -> tuple[WatchDescriptor, CallbackId] | None:
+        if self._reader is None:
+            self.refused += 1
+            return None
+        # One directory may have two paths: each has a callback of its own.
+        watch_id = CallbackId(next(self._ids))
+        try:
+            descriptor = self._reader.add_callback(os.fsencode(path), Mask(mask), _Watched(self, path), watch_id)
+        except OSError as error:
+            # Any other error: it is gone, or no directory.
+            if error.errno in _LIMITS:
+                self.refused += 1
+                self._refusal = error
+            return None
+        if descriptor < 0:  # watchdog keeps quiet about a directory that may not be read
+            self._reader.remove_callbacks([(descriptor, watch_id)])
+            return None
+        return descriptor, watch_id
 
     def unwatch(self, path: Path) -> None:
         """End the watch on a directory and on those below it, if there are any."""
         with self._lock:
             gone = [path]
-            if path.parent == self.root or path == self.root:
-                gone += [watched for watched in self._watches if path in watched.parents]
+            if path == self.root:
+                gone = list(self._watches)
+            elif path.parent == self.root:
+                gone += [watched for watched in self._watches if watched.parent == path]
             held = [self._watches.pop(one) for one in gone if one in self._watches]
-            if self._inotify is not None and held:
-                self._inotify.remove_callbacks([(descriptor, _CALLBACK) for descriptor in held])
+            self._open.pop(path, None)
+            if self._reader is not None and held:
+                self._reader.remove_callbacks(held)
+
+    def _watch_root(self) -> None:
+        self._root_identity = _identity(self.root)
+        self.add(self.root, _ROOT_MASK)
+
+    def _begin_reading(self) -> None:
+        if self._reader is not None:
+            return
+        try:
+            self._reader = _Reader(self.tree)
+        except OSError as error:
+            self._refusal = error
+        else:
+            self._reader.start()
+
+    # What inotify tells
+
+    def sentinel_touched(self, run: Path, is_new: bool) -> None:
+        """Take in an event of the run's sentinel. A new file's content is there when it is closed, not before."""
+        if is_new and _is_being_made(f"{run}/{SENTINEL}"):
+            with self._lock:
+                if run in self._watches:  # else nothing will tell of the close
+                    self._open[run] = time.monotonic() + self.tree.close_seconds
+            self.report_later(run, self.tree.close_seconds)
+        else:
+            self._open.pop(run, None)
+            self.report(run)
 
     def gone(self, path: Path, descriptor: WatchDescriptor) -> None:
         """Note that a watched directory went away, or that the kernel has ended its watch."""
         with self._lock:
-            if self._watches.get(path) != descriptor:
+            watch = self._watches.get(path)
+            if watch is None or watch[0] != descriptor:
                 return  # another directory of that name is watched by now, or none
             self.unwatch(path)
         if path == self.root and self.should_keep_running():
             self.tree.lost(f"'{path}' was unmounted, moved or removed")
 
 
+class _Reader(InotifyFD):
+    """watchdog's one thread that reads inotify."""
+
+    def __init__(self, tree: Observer) -> None:
+        super().__init__()
+        self.name = "inotify"
+        self._tree = tree
+
+    def handle_event(self, event: InotifyEvent) -> None:
+        """Hand an event to the watch that it belongs to. An overflow belongs to none, and is told once."""
+        if event.is_queue_overflow:
+            self._tree.overflowed()
+        else:
+            super().handle_event(event)
+
+
 class _Watched:
     """One watched directory: watchdog's WatchCallback."""
 
-    __slots__ = ("_emitter", "_path")
+    __slots__ = ("_emitter", "_is_run", "_path")
 
     def __init__(self, emitter: _Emitter, path: Path) -> None:
         self._emitter = emitter
         self._path = path
+        self._is_run = emitter.root not in (path, path.parent)
 
     def on_event(self, event: InotifyEvent) -> None:
         """React to what happened to the directory or in it."""
-        emitter = self._emitter
-        name = os.fsdecode(event.name)
-        if event.mask & _GONE and not name:
-            emitter.gone(self._path, event.wd)
-        elif self._path != emitter.root and self._path.parent != emitter.root:
+        emitter, name = self._emitter, os.fsdecode(event.name)
+        if not name:
+            if event.mask & _GONE:
+                emitter.gone(self._path, event.wd)
+        elif self._is_run:
             if name == SENTINEL:
-                emitter.report(self._path)
+                emitter.sentinel_touched(self._path, event.is_create)
         elif event.is_moved_from:
             emitter.unwatch(self._path / name)
         else:
@@ -459,14 +577,11 @@ class _Watched:
             emitter.tree.arrived(self._path / name)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        """The kernel has ended this watch."""
+        """Note that the kernel has ended this watch."""
         self._emitter.gone(self._path, wd)
 
     def on_queue_overflow(self) -> None:
-        """Events were lost. watchdog tells every watch; the root's speaks for all."""
-        if self._path == self._emitter.root:
-            self._emitter.tree.overflows += 1
-            self._emitter.tree.lost("the kernel's event queue overflowed")
+        """Do nothing: `_Reader` tells it for all watches at once."""
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -477,11 +592,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _advice(error: OSError, held: int) -> str:
-    key = "max_user_instances" if error.errno == errno.EMFILE else "max_user_watches"
+def _is_being_made(path: str) -> bool:
+    # A link has no close to wait for: what it names was there before.
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+def _advice(error: OSError, held: int, refused: int) -> str:
+    key = "max_user_instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "max_user_watches"
     limit = _limit(key)
+    wanted = 2 * limit if key == "max_user_instances" else max(2 * limit, 4 * (held + refused))
     return (
-        f"fs.inotify.{key} is {limit}, {held} watches are held here; raise it: sysctl -w fs.inotify.{key}={limit * 4}"
+        f"{error.strerror}: {held + refused} watches are needed, {held} are held; rescans cover the rest. "
+        f"fs.inotify.{key} is {limit} for all processes of this user; raise it: sysctl -w fs.inotify.{key}={wanted}"
     )
 
 

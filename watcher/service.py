@@ -25,7 +25,7 @@ from types import FrameType
 from urllib.parse import quote
 
 from watcher import model
-from watcher.archive import Shelf
+from watcher.archive import Shelf, remove
 from watcher.dispatcher import Dispatcher
 from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable, WatcherError
 from watcher.intake import Intake, Noticed
@@ -188,24 +188,23 @@ class Service:
             due = self._dispatcher.release_due()
             wait = min(TICK_SECONDS, self._rescan_at - time.monotonic(), due if due is not None else TICK_SECONDS)
             try:
-                why = self._inbox.get(timeout=max(wait, 0.0))
+                reasons = {self._inbox.get(timeout=max(wait, 0.0))}
             except queue.Empty:
                 continue
             while not self._inbox.empty():
-                self._inbox.get()
-            if why:
-                self._recover(why)
+                reasons.add(self._inbox.get())
+            if reasons := reasons - {""}:
+                self._recover(", ".join(reasons))
 
     def _recover(self, why: str) -> None:
         if not self._stopping.is_set():
             logger.warning("%s: a rescan finds what events did not tell", why)
-            self._observer.forget()
             self._rescan_at = 0.0
 
     def _look_after(self) -> None:
         """Restart what died, end what hangs, and tell systemd that all is well if it is."""
-        if not self._observer.is_alive():
-            logger.error("the observer has ended, or '%s' is another directory now", self._settings.sequencing_path)
+        if trouble := self._observer.trouble():
+            logger.error("the observer is started anew: %s", trouble)
             self._observer.restart()
             self._rescan_at = 0.0
         for job in self._leases.jobs():
@@ -221,8 +220,7 @@ class Service:
         self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
             self._sweep_debris()
-            sightings = list(self._observer.sweep())
-            self._intake.take(sightings, Noticed.RESCAN)
+            seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN)
             for document in self._statusdb.pending():
                 self._offer(document)
             self._take_back_own()
@@ -231,7 +229,7 @@ class Service:
             self._rescan_at = time.monotonic() + min(10.0, self._settings.rescan_interval)
             return
         seconds = time.monotonic() - started
-        logger.info("%s: %d runs seen in %.2f s; %s", why, len(sightings), seconds, self._counted())
+        logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
 
     def _sweep_debris(self) -> None:
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:
@@ -239,14 +237,15 @@ class Service:
         staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
         live = self._live_tokens() if staged else set()
         for path, token in staged:
-            if token not in live and time.time() - path.stat().st_mtime > SWEEP_SECONDS:
+            if token not in live and _seconds_unchanged(path) > SWEEP_SECONDS:
                 logger.info("removing debris '%s'", path)
-                path.unlink(missing_ok=True)
+                remove(path)
         self._swept_at = time.monotonic()
 
-    def _live_tokens(self) -> set[str | None]:
+    def _live_tokens(self) -> set[str]:
         statuses = (Status.PENDING, Status.PROCESSING, Status.FAILED)
-        return {model.live_token(document) for status in statuses for document in self._statusdb.with_status(status)}
+        documents = [document for status in statuses for document in self._statusdb.with_status(status)]
+        return {token for document in documents for token in model.live_tokens(document)}
 
     def _keep_leases(self) -> None:
         while not self._abort.wait(self._leases.pause_seconds):
@@ -289,8 +288,9 @@ class Service:
                 logger.warning("cannot follow the database's changes: %s", error)
                 self._stopping.wait(next(pauses))
                 continue
-            if since is None:
-                self._rescan_at = 0.0  # what changed before this place was not told
+            if since is None:  # what changed before this place was not told
+                self._intake.forget_all()
+                self._rescan_at = 0.0
                 self._inbox.put("")
             since, pauses = changes.since, growing_pauses()
             for document in changes.documents:
@@ -318,6 +318,7 @@ class Service:
         run = self._ours(document)
         if run is None:
             return
+        self._intake.heard(document)
         wait = self._statusdb.seconds_until_due(document)
         if wait > 0:
             self._dispatcher.offer_later(run, wait)
@@ -332,7 +333,8 @@ class Service:
         """Return the document's run if it lies on this machine, two levels below our sequencing path."""
         path = path_of(document)
         on_our_tree = path.parent.parent == self._settings.sequencing_path and path.name == document["_id"]
-        return Run(path) if on_our_tree and path.is_dir() else None
+        # Path.is_dir would raise where a directory above may not be searched.
+        return Run(path) if on_our_tree and os.path.isdir(path) else None  # noqa: PTH112
 
     def _state(self) -> str:
         running, waiting = self._dispatcher.counts()
@@ -416,6 +418,13 @@ def _guarded(target: Callable[[], None]) -> Callable[[], None]:
             logger.exception("a thread has died of a bug")
 
     return run
+
+
+def _seconds_unchanged(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0  # somebody else was quicker to remove it
 
 
 def _percent(progress: model.Progress) -> str:

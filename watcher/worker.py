@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -87,12 +88,14 @@ class Worker:
         if document is None:
             return Outcome.NOT_OURS
         with self._reserved(document, Job(run, run_size(run))) as job:
+            former = self._shelf.former(run.name)  # before the claim: whose who claims after us is none of them
+            asked_at = self._leases.now()
             claim = self._statusdb.claim(run, self._settings.worker_id, document) if job else None
             if claim is None or job is None:
                 return Outcome.NOT_OURS
             _tell_claim(claim)
-            with self._leases.hold(claim, job) as lease:
-                return self._attempt(claim, lease, job)
+            with self._leases.hold(claim, job, asked_at) as lease:
+                return self._attempt(replace(claim, former=former), lease, job)
 
     def cancel(self, reason: Interrupted) -> None:
         """Stop all work for `reason`, without waiting for it to end."""
@@ -117,6 +120,8 @@ class Worker:
             return Outcome.ENCRYPTED
         except ClaimLost as error:
             logger.warning("stopped: %s", error, extra=_of(job))
+            if self._shelf.is_published(claim.run.name):
+                self._drop(claim, job)
             return Outcome.LOST
         except NotTheRunsFault as error:
             return self._release(lease, job, error)
@@ -126,28 +131,43 @@ class Worker:
             logger.log(level, "failed: %s", error, exc_info=trace, extra=_of(job))
             return self._fail(lease, job, error)
         finally:
-            # From the announcement on, what is staged belongs to whoever holds the run next: it may be adopted.
-            if job.progress.phase is not Phase.PUBLISHING:
-                self._shelf.drop(claim.run.name, claim.token)
+            # What is finished is kept, for whoever holds the run next to adopt.
+            if not self._shelf.is_finished(claim.run.name, claim.token):
+                self._drop(claim, job)
+
+    def _drop(self, claim: Claim, job: Job) -> None:
+        try:
+            self._shelf.drop(claim.run.name, claim.token)
+        except NoSpace as error:
+            logger.warning("left for the next claim to remove: %s", error, extra=_of(job))
 
     def _adopt(self, claim: Claim, lease: Lease, job: Job) -> Archive | None:
         """Complete what an interrupted attempt left finished; sweep away what it did not finish."""
-        name, announced = claim.run.name, claim.announced
-        adopted = announced is not None and self._shelf.adopt(name, announced, claim.previous_token)
-        self._shelf.fence(name, claim.token)
-        if adopted:
-            logger.info("adopted the archive of an interrupted attempt", extra=_of(job))
-            return announced
-        if announced is not None:
-            self._shelf.discard(name, announced)
+        name = claim.run.name
+        for archive in self._finished(claim):
+            if archive.to_document() != lease.document.get("archive"):
+                lease.write(self._statusdb.announce, archive)
+            job.enter(Phase.VALIDATING, archive.size)
+            if self._shelf.adopt(name, archive, job.moved):
+                logger.info("adopted the archive of an interrupted attempt", extra=_of(job))
+                return archive
+            self._shelf.withdraw(name, archive, job.moved)
+        for token in claim.former:
+            self._shelf.drop(name, token)
+        if "archive" in lease.document:
             lease.write(self._statusdb.announce, None)
         self._shelf.refuse_foreign(name)
         return None
 
+    def _finished(self, claim: Claim) -> Iterator[Archive]:
+        if claim.announced is not None:
+            yield claim.announced
+        yield from self._shelf.manifests(claim.run.name, claim.former)
+
     def _encrypt(self, claim: Claim, key: crypto.FileKey, job: Job) -> EncryptedArchive:
         """Stage the run's archive, and prove that the stored file decrypts to what tar gave."""
         settings, home = self._settings, self._settings.gnupg_home
-        crypto.find_recipient(settings.receiver, home)  # before hours of work, not after
+        crypto.find_recipient(settings.receiver, home, job)  # before hours of work, not after
         staged = self._shelf.staged_archive(claim.run.name, claim.token)
         job.enter(Phase.ARCHIVING, job.size)
         with (
@@ -156,8 +176,8 @@ class Worker:
         ):
             crypto.encrypt(tar, key, file.write, job, home)
             report = tar.report()
-        job.enter(Phase.VALIDATING, staged.stat().st_size)
         with reading(staged) as stored:
+            job.enter(Phase.VALIDATING, os.fstat(stored.fileno()).st_size)
             digest, plain = crypto.validate(stored, key, job, home)
         if plain != report.stream:
             raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
@@ -168,13 +188,13 @@ class Worker:
         home = self._settings.gnupg_home
 
         def wrap() -> tuple[str, str]:
-            recipient = crypto.find_recipient(self._settings.receiver, home)
-            wrapped = crypto.wrap(key, recipient, home)
+            recipient = crypto.find_recipient(self._settings.receiver, home, job)
+            wrapped = crypto.wrap(key, recipient, home, job)
             return recipient.fingerprint, self._shelf.stage_key(claim.run.name, claim.token, wrapped)
 
         job.enter(Phase.WRAPPING)
         fingerprint, key_sha256 = self._wait_out(wrap, "wrap the file key", job)
-        return Archive(
+        archive = Archive(
             file=self._shelf.final_archive(claim.run.name).name,
             size=encrypted.file.size,
             sha256=encrypted.file.sha256,
@@ -185,7 +205,10 @@ class Worker:
             recipient=fingerprint,
             members=encrypted.tar.members,
             warnings=encrypted.tar.warnings,
+            token=claim.token,
         )
+        self._wait_out(lambda: self._shelf.stage_manifest(claim.run.name, archive), "stage the manifest", job)
+        return archive
 
     def _publish(self, claim: Claim, archive: Archive, lease: Lease, job: Job) -> None:
         """Say in the document which archive will appear, then give it its name, while the lease is sure to be ours."""
@@ -193,7 +216,7 @@ class Worker:
         def publish() -> None:
             if lease.document.get("archive") is None or not lease.is_trusted:
                 lease.write(self._statusdb.announce, archive)
-            self._shelf.publish(claim.run.name, archive, claim.token)
+            self._shelf.publish(claim.run.name, archive, job.moved)
 
         job.enter(Phase.PUBLISHING)
         self._wait_out(publish, "publish", job)
@@ -217,8 +240,7 @@ class Worker:
             return self._release_unsettled(lease, job, error)
         logger.warning("released: %s", error, extra=_of(job))
         wait = 0.0 if isinstance(error, Interrupted) else self._settings.retry_delay
-        self._end(job, lambda: lease.write(self._statusdb.release, error, wait))
-        return Outcome.RELEASED
+        return self._end(job, lambda: lease.write(self._statusdb.release, error, wait), Outcome.RELEASED)
 
     def _release_unsettled(self, lease: Lease, job: Job, error: RunNotSettled) -> Outcome:
         changing = self._statusdb.unsettled_seconds(lease.document)
@@ -228,22 +250,24 @@ class Worker:
             return self._fail(lease, job, failure)
         wait = min(max(self._settings.retry_delay, changing / 2), MAX_RETRY_DELAY_SECONDS)
         logger.warning("released, to be tried again in %g s: %s", wait, error, extra=_of(job))
-        self._end(job, lambda: lease.write(self._statusdb.unsettled, error, wait))
-        return Outcome.RELEASED
+        return self._end(job, lambda: lease.write(self._statusdb.unsettled, error, wait), Outcome.RELEASED)
 
     def _fail(self, lease: Lease, job: Job, error: Exception) -> Outcome:
         def write() -> Document:
             return lease.write(self._statusdb.fail, error, self._settings.retry_delay)
 
-        self._end(job, lambda: self._wait_out(write, "count the failure", job))
-        return Outcome.FAILED
+        return self._end(job, lambda: self._wait_out(write, "count the failure", job), Outcome.FAILED)
 
-    def _end(self, job: Job, write: Callable[[], object]) -> None:
+    def _end(self, job: Job, write: Callable[[], object], outcome: Outcome) -> Outcome:
         try:
             write()
-        except (ClaimLost, NotTheRunsFault) as error:
+        except ClaimLost as error:
+            logger.warning("stopped: %s", error, extra=_of(job))
+            return Outcome.LOST
+        except NotTheRunsFault as error:
             # Whoever finds the claim stale takes the run over; an attempt more or less is all that is lost.
             logger.warning("the claim is left to expire: %s", error, extra=_of(job))
+        return outcome
 
     def _is_ready(self, run: Run) -> bool:
         try:
@@ -269,7 +293,10 @@ class Worker:
     def _reserve(self, job: Job, needs_room: bool) -> NoSpace | None:
         with self._lock:
             promised = sum(other.bytes_to_come for other in self._jobs.values())
-            free = self._shelf.free_bytes()
+            try:
+                free = self._shelf.free_bytes(job.run.name)
+            except NoSpace as error:
+                return error
             if needs_room and job.size + promised + self._settings.minimum_free_space > free:
                 return NoSpace(
                     f"'{self._shelf.destination}' has {free} bytes free; the run needs {job.size}, running jobs "

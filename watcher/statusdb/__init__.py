@@ -35,7 +35,10 @@ Change = Callable[[Document], Document]
 
 @dataclass(frozen=True)
 class Registration:
-    """What `register` found: runs that are new, and those whose name another path has already."""
+    """What `register` found: runs that are new, and those whose name another path has already.
+
+    A document that is no run's, or that the database will not take, collides like another run's.
+    """
 
     new: tuple[Run, ...]
     known: tuple[Document, ...]
@@ -67,28 +70,30 @@ class StatusDB:
         Two of `runs` with one name count as a collision like one with a registered run.
         """
         wanted: dict[str, Run] = {}
-        twins: list[Run] = []
+        seen: dict[Path, Run] = {}
         for run in runs:
-            if wanted.setdefault(run.name, run) != run:
-                twins.append(run)
+            seen[run.path] = run
+            wanted.setdefault(run.name, run)
         found, new = self._known_or_new(list(wanted.values()))
-        clashes = [(run, found[run.name]) for run in twins if run.name in found]
-        clashes += [(run, found[run.name]) for run in wanted.values() if found[run.name]["path"] != str(run.path)]
         return Registration(
-            new=tuple(wanted[name] for name in new), known=tuple(found.values()), collisions=tuple(clashes)
+            new=tuple(wanted[name] for name in new),
+            known=tuple(document for document in found.values() if model.status_of(document)),
+            collisions=tuple(
+                (run, found.get(run.name, {})) for run in seen.values() if not _is_of(found.get(run.name, {}), run)
+            ),
         )
 
-    def _known_or_new(self, runs: Sequence[Run]) -> tuple[dict[str, Document], set[str]]:
+    def _known_or_new(self, runs: Sequence[Run]) -> tuple[dict[str, Document], list[str]]:
         found: dict[str, Document] = {}
-        new: set[str] = set()
+        new: list[str] = []
         for start in range(0, len(runs), BATCH):
             batch = runs[start : start + BATCH]
             found |= self._read([run.name for run in batch])
             unknown = [model.registered(run, self._now()) for run in batch if run.name not in found]
             if unknown:
                 inserted = self._patiently(partial(self._store.insert_many, unknown))
-                new |= inserted
                 found |= {document["_id"]: document for document in unknown if document["_id"] in inserted}
+                new += [document["_id"] for document in unknown if document["_id"] in inserted]
                 # Inserted by another worker between our question and our answer, or by our own lost try.
                 found |= self._read([document["_id"] for document in unknown if document["_id"] not in inserted])
         return found, new
@@ -97,11 +102,13 @@ class StatusDB:
         if not names:
             return {}
         documents = self._patiently(lambda: self._store.get_many(names))
-        return {document["_id"]: document for document in documents if model.status_of(document)}
+        return {document["_id"]: document for document in documents}
 
     def claimable(self, run: Run, stale_rev: str | None = None) -> Document | None:
-        """Return the run's document if it may be claimed now: it is pending and due, or in `processing` with a
-        revision that still is `stale_rev`. None otherwise."""
+        """Return the run's document if it may be claimed now, else None.
+
+        It may when it is pending and due, or in `processing` with a revision that still is `stale_rev`.
+        """
         document = self.get(run.name)
         return document if document is not None and self._may_claim(document, run, stale_rev) else None
 
@@ -112,11 +119,11 @@ class StatusDB:
         have the confirmed one. Its document then says `processing` until the lease ends.
         """
         token = secrets.token_hex(16)
-        written = self._take(model.claimed(document, worker_id, token, self._now()))
-        return Claim(run, token, written, document) if written else None
+        taken = self._patiently(partial(self._take, model.claimed(document, worker_id, token, self._now())))
+        return Claim(run, token, self._settled(taken), document) if taken else None
 
     def _may_claim(self, document: Document, run: Run, stale_rev: str | None) -> bool:
-        if document.get("path") != str(run.path):
+        if not _is_of(document, run):
             return False
         if model.status_of(document) is Status.PROCESSING:
             return stale_rev is not None and bool(document["_rev"] == stale_rev)
@@ -126,25 +133,39 @@ class StatusDB:
     def _take(self, wanted: Document) -> Document | None:
         try:
             written = self._store.put(wanted)
-            if not written.confirmed:
-                logger.warning("claim of run '%s' was confirmed by too few nodes: left alone", wanted["_id"])
-                return None
-            taken: Document | None = {**wanted, "_rev": written.rev}
         except Conflict:
+            return self._confirmed(wanted)
+        if not written.confirmed:
+            logger.warning("the claim was confirmed by too few nodes: left alone", extra={"run": wanted["_id"]})
             return None
-        except StatusDBRefused:
-            raise
-        except StatusDBUnavailable:
-            taken = self._read_back(wanted)
-        if taken is None:
-            return None
-        return self._patiently(partial(self._store.settle, taken))
+        return {**wanted, "_rev": written.rev}
 
-    def _read_back(self, wanted: Document) -> Document | None:
-        # The answer was lost, so the write may have happened. The token tells whose claim stands there.
-        token = wanted["claim"]["token"]
-        found = self._patiently(lambda: self._store.get(wanted["_id"]))
-        return found if found is not None and model.is_held(found, token) else None
+    def _confirmed(self, wanted: Document) -> Document | None:
+        """Return the document if it was our own write, its answer lost, that stood in the way of this one.
+
+        How many nodes confirmed that one is lost as well: it is a claim if they confirm another on top of
+        it, and show no other worker's beside it.
+        """
+        found = self._own(wanted)
+        try:
+            if found is None or not self._store.put(found).confirmed:
+                return None
+        except Conflict as error:
+            raise StatusDBUnavailable(f"the document of run '{wanted['_id']}' is being changed") from error
+        found = self._own(wanted)
+        return None if found is None or "_conflicts" in found else found
+
+    def _own(self, wanted: Document) -> Document | None:
+        found = self._store.get(wanted["_id"])
+        return found if found is not None and model.is_held(found, wanted["claim"]["token"]) else None
+
+    def _settled(self, document: Document) -> Document:
+        """Return the document without its conflicting revisions; if that cannot be had, as it is: it is ours."""
+        try:
+            return self._patiently(partial(self._store.settle, document))
+        except (Conflict, StatusDBUnavailable) as error:
+            logger.warning("conflicting revisions may stay: %s", error, extra={"run": document["_id"]})
+            return document
 
     def save(self, document: Document, token: str, change: Change) -> Document:
         """Write `change(document)` for the holder of `token`; return the document as it then stands.
@@ -152,31 +173,7 @@ class StatusDB:
         Raises ClaimLost when the run is another's by now, StatusDBUnavailable when the database stayed
         away for longer than the pauses. Fields that others have changed meanwhile are kept.
         """
-        for pause in (*self._pauses, None):
-            try:
-                changed = change(document)
-                written = self._store.put(changed)
-                document = {**changed, "_rev": written.rev}
-                if written.confirmed:
-                    return document
-                trouble = StatusDBUnavailable(f"too few nodes confirmed the write of run '{changed['_id']}'")
-                if model.has_ended(document, token):
-                    change = _same
-            except Conflict:
-                found = self._patiently(lambda: self._store.get(changed["_id"]))
-                if found is not None and model.has_ended(found, token):
-                    return found
-                if found is None or not model.is_held(found, token):
-                    raise ClaimLost(_whose(changed["_id"], found)) from None
-                document, trouble = found, StatusDBUnavailable("the document changed")
-                continue
-            except StatusDBRefused:
-                raise
-            except StatusDBUnavailable as error:
-                trouble = error
-            if pause is None or self._wait(pause):
-                break
-        raise trouble
+        return self._patiently(_Saving(self._store, document, token, change))
 
     def note(self, document: Document, error: WatcherError) -> None:
         """Show on a pending run why it is not begun; nothing is written if the reason is there already."""
@@ -217,21 +214,26 @@ class StatusDB:
 
     def record(self, document: Document, token: str, archive: Archive) -> Document:
         """Set the run `encrypted`."""
-        return self.save(document, token, lambda now: model.recorded(now, archive, self._now()))
+        return self._settled(self.save(document, token, lambda now: model.recorded(now, archive, self._now())))
 
     def retry(self, run_id: str) -> Document:
         """Set a failed (or waiting) run to `pending` with no failures counted.
 
         Raises UnknownRun when there is no such run, or its status does not allow it.
         """
-        document = self._patiently(lambda: self._store.get(run_id))
+        return self._patiently(lambda: self._retry(run_id))
+
+    def _retry(self, run_id: str) -> Document:
+        document = self._store.get(run_id)
         if document is None:
             raise UnknownRun(f"run '{run_id}' is not in the status database; `dataflow_archive status` lists the runs")
         try:
             changed = model.retried(document, self._now())
             return {**changed, "_rev": self._store.put(changed).rev}
         except model.IllegalTransition as error:
-            raise UnknownRun(f"run '{run_id}' is '{document['status']}': only a failed run can be retried") from error
+            raise UnknownRun(
+                f"run '{run_id}' is '{document.get('status')}': only a failed run can be retried"
+            ) from error
         except Conflict as error:
             raise UnknownRun(f"run '{run_id}' has just changed; look at its status and try again") from error
 
@@ -244,7 +246,7 @@ class StatusDB:
         found: dict[str, Document] = {}
         for start in range(0, len(runs), BATCH):
             found |= self._read([run.name for run in runs[start : start + BATCH]])
-        return found
+        return {name: document for name, document in found.items() if model.status_of(document)}
 
     def pending(self) -> list[Document]:
         """Return the documents of the runs that wait, due or not."""
@@ -299,13 +301,57 @@ class StatusDB:
         return ask()
 
 
+class _Saving:
+    """A holder's change on its way to the store. Called again, it goes on where the last call was cut off."""
+
+    def __init__(self, store: DocumentStore, document: Document, token: str, change: Change) -> None:
+        self._store = store
+        self._document = document
+        self._token = token
+        self._change = change
+
+    def __call__(self) -> Document:
+        """Return the document as written. Raises ClaimLost; StatusDBUnavailable if another call may help."""
+        for _ in range(2):
+            try:
+                return self._put()
+            except Conflict:
+                if self._has_arrived():
+                    return self._document
+        raise StatusDBUnavailable(f"the document of run '{self._document['_id']}' is being changed")
+
+    def _put(self) -> Document:
+        # An end that too few nodes confirmed is confirmed by writing it again, not by ending it twice.
+        has_ended = model.has_ended(self._document, self._token)
+        changed = self._document if has_ended else self._change(self._document)
+        written = self._store.put(changed)
+        self._document = {**changed, "_rev": written.rev}
+        if not written.confirmed:
+            raise StatusDBUnavailable(f"too few nodes confirmed the write of run '{changed['_id']}'")
+        return self._document
+
+    def _has_arrived(self) -> bool:
+        """Read what stands there; say whether it is our own write, whose answer was lost, that was in our way.
+
+        If it is not, the next try is made over it. Raises ClaimLost if it is not ours to change any more.
+        """
+        run_id = self._document["_id"]
+        found = self._store.get(run_id)
+        has_ended = found is not None and model.has_ended(found, self._token)
+        if found is None or not (has_ended or model.is_held(found, self._token)):
+            raise ClaimLost(_whose(run_id, found)) from None
+        self._document = found
+        return has_ended
+
+
 def path_of(document: Document) -> Path:
-    """Return the run directory that a document names."""
-    return Path(document.get("path", ""))
+    """Return the run directory that a document names; an empty path if it names none."""
+    path = document.get("path")
+    return Path(path) if isinstance(path, str) else Path()
 
 
-def _same(document: Document) -> Document:
-    return document
+def _is_of(document: Document, run: Run) -> bool:
+    return model.status_of(document) is not None and document.get("path") == str(run.path)
 
 
 def _whose(run_id: str, found: Document | None) -> str:

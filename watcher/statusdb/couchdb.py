@@ -2,27 +2,31 @@
 
 What this room knows of the server, and why it does not use `pycouchdb.client.Database` directly:
 `save` does not tell 201 from 202, ids go into the path unquoted, TLS is not verified and nothing
-times out unless asked. The answers were measured on Apache CouchDB 3.5.0.
+times out unless asked. requests would send a password as Latin-1, where CouchDB reads UTF-8. The
+answers were measured on Apache CouchDB 3.5.0.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 from pycouchdb.client import Server
 from pycouchdb.exceptions import Conflict as CouchConflict
 from pycouchdb.exceptions import Error as CouchError
-from pycouchdb.exceptions import GenericError, NotFound
+from pycouchdb.exceptions import NotFound
 from pycouchdb.resource import Resource
+from requests.auth import HTTPBasicAuth
 
+from watcher import model
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable
 from watcher.model import Document, Status
 from watcher.statusdb.store import Changes, Conflict, FeedLost, Written
@@ -30,12 +34,21 @@ from watcher.statusdb.store import Changes, Conflict, FeedLost, Written
 BATCH = 1000
 """Ids or documents in one request."""
 
+CREATED = 201
+UNAUTHORIZED = 401
+
 CHANGES_LIMIT = 1000
 """Changes taken in one answer; the rest comes with the next."""
 
 REFUSED_SECONDS = 900.0
 """After a 401 nothing is sent for so long: CouchDB 3.5 counts five failed logins within minutes as an attack
 and locks the account and the address out, even with the right password."""
+
+LOCKED_OUT = "temporarily locked"
+"""What CouchDB 3.5 says then, with 403."""
+
+RIGHTS_MISSING = "You are not"
+"""What a 401 begins with when name and password are right, but do not allow this."""
 
 DESIGN = "dataflow_archive"
 DESIGN_DOCUMENT: Document = {
@@ -74,7 +87,7 @@ class CouchDBStore:
         self._timeout = timeout_seconds
         self._clock = clock
         self._local = threading.local()
-        self._refused_until = -1.0
+        self._refused_until = float("-inf")
 
     def prepare(self) -> None:
         """Create the database and our view where they are missing and our rights allow it.
@@ -99,13 +112,12 @@ class CouchDBStore:
 
     def describe(self) -> str:
         """Return the server, its version and the database."""
-        with self._translated("GET", "/"):
-            answer = self._server().resource.get()[1] or {}
-        return f"CouchDB {answer.get('version', '?')} at '{self._login.url}', database '{self._login.database}'"
+        version = _part(self._send(self._server().resource, "GET", "")[1], "version")
+        return f"CouchDB {version} at '{self._login.url}', database '{self._login.database}'"
 
     def get(self, run_id: str) -> Document | None:
-        """Return the document, or None."""
-        found: Document | None = self._ask("GET", _path(run_id), absent=None)
+        """Return the document, or None. It has `_conflicts` where a cluster has other revisions beside this one."""
+        found: Document | None = self._ask("GET", _path(run_id), absent=None, conflicts="true")
         return found
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
@@ -113,63 +125,70 @@ class CouchDBStore:
         found: list[Document] = []
         for start in range(0, len(run_ids), BATCH):
             keys = {"keys": list(run_ids[start : start + BATCH])}
-            rows = self._ask("POST", "_all_docs", keys, include_docs="true")["rows"]
+            rows = _part(self._ask("POST", "_all_docs", keys, include_docs="true"), "rows")
             found += [row["doc"] for row in rows if row.get("doc")]
         return found
 
     def with_status(self, status: Status) -> list[Document]:
         """Return all documents of this status."""
         view = f"_design/{DESIGN}/_view/by_status"
-        answer = self._ask("GET", view, key=json.dumps(status), include_docs="true", reduce="false")
+        rows = _part(self._ask("GET", view, key=json.dumps(status), include_docs="true", reduce="false"), "rows")
         # The view may trail the documents that come with it.
-        return [row["doc"] for row in answer["rows"] if row.get("doc") and row["doc"].get("status") == status]
+        return [row["doc"] for row in rows if row.get("doc") and row["doc"].get("status") == status]
 
     def count_by_status(self) -> dict[str, int]:
         """Return how many documents have each status."""
-        answer = self._ask("GET", f"_design/{DESIGN}/_view/by_status", group="true")
-        return {row["key"]: row["value"] for row in answer["rows"]}
+        rows = _part(self._ask("GET", f"_design/{DESIGN}/_view/by_status", group="true"), "rows")
+        # Other programs' documents may have a `status` that is no word.
+        return {row["key"]: row["value"] for row in rows if isinstance(row["key"], str)}
 
     def put(self, document: Document) -> Written:
         """Write a document over the revision that it names. Raises Conflict."""
-        status, answer = self._send("PUT", _path(document["_id"]), document)
-        return Written(answer["rev"], confirmed=status == 201)
+        body = {key: value for key, value in document.items() if key != "_conflicts"}
+        status, answer = self._send(self._database(), "PUT", _path(document["_id"]), body)
+        return Written(_part(answer, "rev"), confirmed=status == CREATED)
 
     def insert_many(self, documents: Iterable[Document]) -> set[str]:
         """Write new documents in one request; return the ids of those that were new."""
-        body = {"docs": list(documents)}
-        with self._translated("POST", "_bulk_docs"):
-            # The checked call would raise at the first conflict and keep the other answers from us.
-            response, answers = self._database()._request_response("POST", "_bulk_docs", data=json.dumps(body))
-            if response.status_code >= 300:
-                self._database()._check_result(response, answers)
-            return {answer["id"] for answer in answers or () if "rev" in answer}
+        _, answers = self._send(self._database(), "POST", "_bulk_docs", {"docs": list(documents)})
+        if not isinstance(answers, list):
+            raise StatusDBUnavailable(f"'{self._login.url}' answers a bulk write with no list")
+        return {answer["id"] for answer in answers if "rev" in answer}
 
     def settle(self, document: Document) -> Document:
-        """Make our branch the longest where others conflict with it, then delete the others' leaves."""
-        current = self._ask("GET", _path(document["_id"]), absent={}, conflicts="true")
-        leaves = {current.get("_rev"), *current.get("_conflicts", ())} - {document["_rev"], None}
-        if not leaves:
+        """Make our branch the longest where others conflict with it, then delete the others' leaves.
+
+        Done again after a lost answer, it goes on from what the last try has left.
+        """
+        path = _path(document["_id"])
+        current = self._ask("GET", path, absent=None, conflicts="true")
+        if current is None:
             return document
-        settled = {**document, "_rev": self.put(document).rev}
-        for rev in leaves - {settled["_rev"]}:
-            self._ask("DELETE", _path(document["_id"]), absent={}, rev=rev)
+        leaves = {current["_rev"], *current.pop("_conflicts", ())}
+        ours = document if document["_rev"] in leaves else current
+        if len(leaves) == 1 or not model.is_same_claim(ours, document):
+            return document  # if it is somebody else's, our next write tells
+        settled = {**ours, "_rev": self.put(ours).rev}
+        for rev in leaves - {ours["_rev"]}:
+            with suppress(Conflict):  # it has been deleted already, or is somebody's work: then our next write tells
+                self._ask("DELETE", path, absent={}, rev=rev)
         return settled
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since`, in one request that the server holds up to `wait_seconds`."""
         if since is None:
-            return Changes((), str(self._ask("GET", "_changes", since="now", limit=1)["last_seq"]))
+            return Changes((), str(_part(self._ask("GET", "_changes", since="now", limit=1), "last_seq")))
         # A hung connection must end: the server's own time-out comes first, ours a little later.
         wait = min(wait_seconds, self._timeout * 0.75)
+        held = {"feed": "longpoll", "timeout": int(wait * 1000)} if wait > 0 else {}
         try:
-            answer = self._ask(
-                "GET", "_changes", feed="longpoll", since=since, include_docs="true",
-                limit=CHANGES_LIMIT, timeout=int(wait * 1000),
-            )  # fmt: skip
+            answer = self._ask("GET", "_changes", since=since, include_docs="true", limit=CHANGES_LIMIT, **held)
         except _BadRequest as error:
             raise FeedLost(f"the server refuses to go on from '{since}': {error}") from error
-        documents = tuple(row["doc"] for row in answer["results"] if row.get("doc"))
-        return Changes(documents, str(answer["last_seq"]))
+        except _TimedOut:
+            return Changes((), since)  # some servers and proxies hold the request for longer than asked
+        documents = tuple(row["doc"] for row in _part(answer, "results") if row.get("doc"))
+        return Changes(documents, str(_part(answer, "last_seq")))
 
     def close(self) -> None:
         """Close this thread's connection; those of ended threads have closed with them."""
@@ -179,21 +198,24 @@ class CouchDBStore:
 
     def _ask(self, method: str, path: str, body: Any = None, *, absent: Any = ..., **params: Any) -> Any:
         try:
-            return self._send(method, path, body, **params)[1]
+            return self._send(self._database(), method, path, body, **params)[1]
         except _Absent:
             if absent is ...:
                 raise
             return absent
 
-    def _send(self, method: str, path: str, body: Any = None, **params: Any) -> tuple[int, Any]:
+    def _send(self, where: Resource, method: str, path: str, body: Any = None, **params: Any) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body)
         with self._translated(method, path):
-            response, answer = self._database().request(method, path or None, params=params, data=data)
-            if response.status_code == 401:  # a proxy's, with no JSON for pycouchdb to find fault with
-                raise GenericError({"error": "unauthorized", "reason": response.reason})
-            if not isinstance(answer, dict):
-                raise StatusDBUnavailable(f"'{self._login.url}' answers {method} '{path}' with no JSON object")
-            return response.status_code, answer
+            # With `stream`, pycouchdb looks at errors only: it would raise at the first conflict of a bulk write,
+            # and take an answer that is no JSON for an empty one.
+            response, _ = where.request(method, path or None, params=params, data=data, stream=True)
+            try:
+                return response.status_code, response.json()
+            except requests.JSONDecodeError as error:
+                raise StatusDBUnavailable(
+                    f"'{self._login.url}' answers {method} '{path}' with {response.status_code} and no JSON"
+                ) from error
 
     def _database(self) -> Resource:
         database: Resource = self._server().resource(quote(self._login.database, safe=""))
@@ -204,19 +226,25 @@ class CouchDBStore:
         server: Server | None = getattr(self._local, "server", None)
         if server is None:
             verify: Any = self._login.ca_file or True
-            server = Server(_with_credentials(self._login), verify=verify, timeout=self._timeout)
+            server = Server(self._login.url, verify=verify, timeout=self._timeout)
+            session = server.resource.session
+            session.hooks["response"].append(_look_for_refusal)
+            if self._login.username is not None:
+                session.auth = HTTPBasicAuth(self._login.username.encode(), (self._login.password or "").encode())
             self._local.server = server
         return server
 
     def _create(self, path: str, what: str, body: Document | None) -> None:
         try:
             self._ask("PUT", path, body)
-        except (StatusDBRefused, _Forbidden) as error:
+        except _Forbidden as error:
             target = f"{self._login.url}/{quote(self._login.database, safe='')}/{path}".rstrip("/")
-            data = f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
+            command = ["curl", "-u", "ADMIN", "-X", "PUT", target]
+            if body:
+                command += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
             raise ConfigError(
                 f"statusdb: {what} and {self._login.who} may not create it; "
-                f"an administrator runs: curl -u ADMIN -X PUT '{target}'{data}"
+                f"an administrator runs: {shlex.join(command)}"
             ) from error
         except Conflict:
             return  # another worker was as quick
@@ -227,6 +255,10 @@ class CouchDBStore:
             raise StatusDBRefused(f"statusdb: {self._login.who} was refused; not asking again for some minutes")
         try:
             yield
+        except _Unauthorized as error:
+            if error.reason.startswith(RIGHTS_MISSING):
+                raise self._not_allowed(method, path, error.reason) from error
+            raise self._refused(error.reason) from error
         except CouchConflict as error:
             raise Conflict(f"{method} '{path}': {error}") from error
         except NotFound as error:
@@ -235,24 +267,34 @@ class CouchDBStore:
         except CouchError as error:
             raise self._from_answer(method, path, error) from error
         except (requests.RequestException, OSError, ValueError, KeyError) as error:
-            raise StatusDBUnavailable(f"no good answer from '{self._login.url}': {_short(error)}") from error
+            kind = _TimedOut if _is_read_timeout(error) else StatusDBUnavailable
+            raise kind(f"no good answer from '{self._login.url}': {_short(error)}") from error
 
     def _from_answer(self, method: str, path: str, error: CouchError) -> Exception:
         answer = error.args[0] if error.args else None
         name = answer.get("error", "") if isinstance(answer, dict) else type(error).__name__
         reason = answer.get("reason", "") if isinstance(answer, dict) else str(answer or "")
-        if name == "unauthorized":
-            if reason != "You are not a server admin.":
-                self._refused_until = self._clock() + REFUSED_SECONDS
-            return StatusDBRefused(
-                f"statusdb: {self._login.who} is refused: {reason or 'wrong name or password'}; "
-                "check statusdb.username and the password"
-            )
+        if name == "forbidden" and LOCKED_OUT in reason:
+            return self._refused(reason)
         if name == "forbidden":
-            return _Forbidden(f"statusdb: {self._login.who} may not {method} '{self._login.database}/{path}': {reason}")
+            return self._not_allowed(method, path, reason)
         if name in ("bad_request", "BadRequest"):
             return _BadRequest(f"{method} '{path}': {reason}")
         return StatusDBUnavailable(f"'{self._login.url}' answers {method} '{path}' with {name or 'an error'}: {reason}")
+
+    def _refused(self, reason: str) -> StatusDBRefused:
+        """Return the error for a login that was refused, and see to it that it is not tried again for a while."""
+        self._refused_until = self._clock() + REFUSED_SECONDS
+        return StatusDBRefused(
+            f"statusdb: {self._login.who} is refused: {reason}; check statusdb.username and the password"
+        )
+
+    def _not_allowed(self, method: str, path: str, reason: str) -> StatusDBRefused:
+        what = f"'{self._login.database}/{path}'".replace("/'", "'")
+        return _Forbidden(
+            f"statusdb: {self._login.who} may not {method} {what}: {reason} "
+            "An administrator gives the user the right to it, as a member of the database"
+        )
 
 
 class _Absent(StatusDBUnavailable):
@@ -264,27 +306,64 @@ class _DatabaseMissing(StatusDBUnavailable):
 
 
 class _Forbidden(StatusDBRefused):
-    """403: the credentials are right, the rights are missing."""
+    """403, or a 401 that says so: the credentials are right, the rights are missing."""
 
 
 class _BadRequest(StatusDBUnavailable):
     """400: the server does not understand the request."""
 
 
+class _TimedOut(StatusDBUnavailable):
+    """The server took the request and did not answer in time."""
+
+
+class _Unauthorized(CouchError):
+    """401, before pycouchdb sees the answer: it would not tell its status, and takes one without JSON for a success."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _look_for_refusal(response: requests.Response, **_options: Any) -> None:
+    if response.status_code != UNAUTHORIZED:
+        return
+    try:
+        reason = response.json()["reason"]
+    except (ValueError, KeyError, TypeError):
+        reason = response.reason
+    raise _Unauthorized(str(reason))
+
+
 def _path(run_id: str) -> str:
     return quote(run_id, safe="")
 
 
-def _with_credentials(login: Login) -> str:
-    if login.username is None:
-        return login.url
-    parts = urlsplit(login.url)
-    user = f"{quote(login.username, safe='')}:{quote(login.password or '', safe='')}"
-    return parts._replace(netloc=f"{user}@{parts.netloc}").geturl()
+def _part(answer: Any, name: str) -> Any:
+    try:
+        return answer[name]
+    except (KeyError, TypeError, IndexError) as error:
+        raise StatusDBUnavailable(f"the server's answer has no '{name}': is it a CouchDB?") from error
+
+
+def _is_read_timeout(error: Exception) -> bool:
+    return isinstance(_innermost(error), TimeoutError) and not isinstance(error, requests.ConnectTimeout)
+
+
+def _was_held(error: StatusDBUnavailable) -> bool:
+    """Say whether a connection stood and the answer did not come in time."""
+    cause = error.__cause__
+    timed_out = cause is not None and isinstance(_innermost(cause), TimeoutError)
+    return timed_out and not isinstance(cause, requests.ConnectTimeout)
 
 
 def _short(error: Exception) -> str:
+    inner = _innermost(error)
+    return f"{type(inner).__name__}: {inner}"
+
+
+def _innermost(error: BaseException) -> BaseException:
     # requests nests the cause three deep and prints object addresses; the innermost says what happened.
-    while (inner := error.__cause__ or error.__context__) is not None and isinstance(inner, Exception):
+    while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {error}"
+    return error

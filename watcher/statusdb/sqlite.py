@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from watcher.errors import ConfigError, StatusDBUnavailable
 from watcher.model import Document, Status
@@ -17,17 +20,42 @@ BUSY_SECONDS = 10.0
 """How long a write waits for another process's write; each takes milliseconds."""
 
 LOOK_SECONDS = 0.25
-"""How often a waiting `changes` looks at SQLite's change counter: some 10 microseconds each time."""
+"""How often a waiting `changes` looks: some 20 microseconds each time."""
 
-BATCH = 500
-"""Ids in one query; SQLite allowed 999 variables before 3.32."""
+CHANGES_LIMIT = 1000
+"""Changes taken at once; the rest comes with the next question."""
+
+PREPARE_TRIES = 40
+"""Made LOOK_SECONDS apart when another process makes the file at the same moment: SQLite does not wait by itself
+where the journal's mode is set."""
 
 _SCHEMA = """
 create table if not exists documents (
-    id text primary key, rev integer not null, status text, body text not null, seq integer not null unique
+    seq integer primary key autoincrement,
+    id text not null unique,
+    rev integer not null,
+    status text,
+    body text not null
 );
 create index if not exists documents_by_status on documents (status);
 """
+"""Each write takes a new `seq`, never one that was used before: the place of a change for those who follow."""
+
+
+@dataclass
+class _Opened:
+    """A thread's connection. Whoever uses or closes it holds the lock: SQLite must not lose it in the middle."""
+
+    connection: sqlite3.Connection
+    file: tuple[int, int]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_closed: bool = False
+
+    def close(self) -> None:
+        """Close it when what is being done with it has ended."""
+        with self.lock:
+            self.connection.close()
+            self.is_closed = True
 
 
 class SQLiteStore:
@@ -37,7 +65,7 @@ class SQLiteStore:
         self._path = path
         self._wait = wait
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._all: list[_Opened] = []
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -46,11 +74,22 @@ class SQLiteStore:
             raise ConfigError(
                 f"statusdb.url: directory '{self._path.parent}' of the SQLite file does not exist; create it"
             )
-        try:
-            with self._connection() as connection:
-                connection.executescript(_SCHEMA)
-        except StatusDBUnavailable as error:
-            raise ConfigError(f"statusdb.url: {error}; is it a writable SQLite file?") from error
+        for _ in range(PREPARE_TRIES):
+            try:
+                return self._create()
+            except sqlite3.Error as error:
+                if not _is_busy(error):
+                    raise ConfigError(
+                        f"statusdb.url: SQLite file '{self._path}': {error}; is it a writable SQLite file?"
+                    ) from error
+            if self._wait(LOOK_SECONDS):
+                break
+        raise StatusDBUnavailable(f"SQLite file '{self._path}' is locked by another process")
+
+    def _create(self) -> None:
+        with closing(self._connect("rwc")) as connection:
+            connection.execute("pragma journal_mode = wal")
+            connection.executescript(_SCHEMA)
 
     def verify(self) -> None:
         """Raise ConfigError if the file or its table is missing."""
@@ -69,14 +108,13 @@ class SQLiteStore:
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
         """Return those of the documents that exist."""
-        found: list[Document] = []
         with self._connection() as connection:
-            for start in range(0, len(run_ids), BATCH):
-                ids = run_ids[start : start + BATCH]
-                marks = ",".join("?" * len(ids))
-                rows = connection.execute(f"select body, rev from documents where id in ({marks})", ids)
-                found += [_document(*row) for row in rows]
-        return found
+            wanted = "select value from json_each(?)"
+            rows = connection.execute(
+                f"select body, rev from documents where id in ({wanted})",  # noqa: S608  # nothing of it is given
+                (json.dumps(list(run_ids)),),
+            )
+            return [_document(*row) for row in rows]
 
     def with_status(self, status: Status) -> list[Document]:
         """Return all documents of this status."""
@@ -87,7 +125,9 @@ class SQLiteStore:
     def count_by_status(self) -> dict[str, int]:
         """Return how many documents have each status."""
         with self._connection() as connection:
-            return dict(connection.execute("select status, count(*) from documents group by status"))
+            return dict(
+                connection.execute("select status, count(*) from documents where status not null group by status")
+            )
 
     def put(self, document: Document) -> Written:
         """Write a document over the revision that it names. Raises Conflict."""
@@ -114,49 +154,45 @@ class SQLiteStore:
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since`, looking a few times a second for up to `wait_seconds`."""
-        last = self._last_seq() if since is None else _sequence(since)
-        with self._connection() as connection:
-            version = None
-            for _ in range(max(int(wait_seconds / LOOK_SECONDS), 1)):
-                before, version = version, connection.execute("pragma data_version").fetchone()[0]
-                if version != before and (found := _after(connection, last)):
-                    return Changes(tuple(document for _, document in found), str(found[-1][0]))
-                if self._wait(LOOK_SECONDS):
-                    break
-        return Changes((), str(last))
+        last = self._last_seq()
+        if since is None:
+            return Changes((), str(last))
+        place = _place(since)
+        if place is None or place > last:
+            raise FeedLost(f"'{since}' is no place in the changes of '{self._path}'")
+        waited = 0.0
+        while not (found := self._after(place)) and waited < wait_seconds and not self._wait(LOOK_SECONDS):
+            waited += LOOK_SECONDS
+        return Changes(tuple(document for _, document in found), str(found[-1][0]) if found else since)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, each when what it is doing has ended."""
         with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-            self._local = threading.local()
+            opened, self._all = self._all, []
+        for one in opened:
+            one.close()
 
     def _last_seq(self) -> int:
         with self._connection() as connection:
-            return int(connection.execute("select coalesce(max(seq), 0) from documents").fetchone()[0])
+            row = connection.execute("select seq from sqlite_sequence where name = 'documents'").fetchone()
+            return int(row[0]) if row else 0
+
+    def _after(self, seq: int) -> list[tuple[int, Document]]:
+        with self._connection() as connection:
+            rows = connection.execute(
+                "select seq, body, rev from documents where seq > ? order by seq limit ?", (seq, CHANGES_LIMIT)
+            )
+            return [(row[0], _document(row[1], row[2])) for row in rows]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            yield self._open()
-        except sqlite3.Error as error:
+            opened = self._open()
+            with opened.lock:
+                yield opened.connection
+        except (sqlite3.Error, OSError) as error:
+            self._forget()
             raise StatusDBUnavailable(f"SQLite file '{self._path}': {error}") from error
-
-    def _open(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            with self._lock:
-                self._connections.append(connection)
-            connection.execute("pragma journal_mode = wal")
-            # Each commit reaches the disk: a claim or a record that was answered must outlive the power.
-            connection.execute("pragma synchronous = full")
-            self._local.connection = connection
-        return connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -164,10 +200,56 @@ class SQLiteStore:
             connection.execute("begin immediate")
             try:
                 yield connection
+                connection.execute("commit")
             except BaseException:
-                connection.execute("rollback")
+                with suppress(sqlite3.Error):  # SQLite has rolled some failures back by itself
+                    connection.execute("rollback")
                 raise
-            connection.execute("commit")
+
+    def _open(self) -> _Opened:
+        opened: _Opened | None = getattr(self._local, "opened", None)
+        # Where another file has the name now, or none has, nobody would ever read what we write into the old one.
+        if opened is not None and (opened.is_closed or opened.file != _identity(self._path)):
+            self._forget()
+            opened = None
+        if opened is None:
+            opened = _Opened(self._connect("rw"), _identity(self._path))
+            with self._lock:
+                self._all.append(opened)
+            self._local.opened = opened
+        return opened
+
+    def _forget(self) -> None:
+        """Close this thread's connection: whatever has befallen it, the next use begins anew."""
+        opened: _Opened | None = getattr(self._local, "opened", None)
+        if opened is None:
+            return
+        del self._local.opened
+        with self._lock:
+            self._all = [one for one in self._all if one is not opened]
+        opened.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        # Only `prepare` makes a file: elsewhere an empty one in place of what is gone would hide the loss.
+        connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?mode={mode}",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        # Each commit reaches the disk: a claim or a record that was answered must outlive the power.
+        connection.execute("pragma synchronous = full")
+        return connection
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _document(body: str, rev: int) -> Document:
@@ -178,19 +260,11 @@ def _document(body: str, rev: int) -> Document:
 def _write(connection: sqlite3.Connection, document: Document, rev: int) -> str:
     body = json.dumps({key: value for key, value in document.items() if key != "_rev"})
     connection.execute(
-        "insert or replace into documents (id, rev, status, body, seq)"
-        " values (?, ?, ?, ?, (select coalesce(max(seq), 0) + 1 from documents))",
+        "insert or replace into documents (id, rev, status, body) values (?, ?, ?, ?)",
         (document["_id"], rev, document.get("status"), body),
     )
     return str(rev)
 
 
-def _after(connection: sqlite3.Connection, seq: int) -> list[tuple[int, Document]]:
-    rows = connection.execute("select seq, body, rev from documents where seq > ? order by seq limit 1000", (seq,))
-    return [(row[0], _document(row[1], row[2])) for row in rows]
-
-
-def _sequence(since: str) -> int:
-    if not since.isdigit():
-        raise FeedLost(f"'{since}' is no place in the changes of a SQLite store")
-    return int(since)
+def _place(since: str) -> int | None:
+    return int(since) if since.isascii() and since.isdigit() else None

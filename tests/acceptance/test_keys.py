@@ -1,0 +1,95 @@
+"""A plaintext file key is nowhere but in memory: not in a file, a command line, an environment or a log."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from facility import Site, gpg, wait_until
+
+
+class ProcessWatch:
+    """Collects what /proc shows of all processes' command lines and environments, as fast as it can."""
+
+    def __init__(self) -> None:
+        self._end = threading.Event()
+        self._seen: set[bytes] = set()
+        self.looks = 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._end.is_set():
+            for entry in Path("/proc").glob("[0-9]*"):
+                for name in ("cmdline", "environ"):
+                    try:
+                        self._seen.add((entry / name).read_bytes())
+                    except OSError:
+                        continue
+            self.looks += 1
+
+    def end(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def saw(self, secret: bytes) -> bool:
+        return any(secret in shown for shown in self._seen)
+
+
+@contextmanager
+def watched() -> Iterator[ProcessWatch]:
+    watch = ProcessWatch()
+    try:
+        yield watch
+    finally:
+        watch.end()
+
+
+def unwrapped(site: Site, run: str) -> bytes:
+    key = gpg(site.gnupg, "--decrypt", str(site.keys / f"{run}.key.gpg")).split(b"\n")[0]
+    assert len(key) == 64
+    return key
+
+
+def files_with(root: Path, secret: bytes) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def test_no_file_key_is_seen_anywhere_while_runs_are_archived(site: Site) -> None:
+    site.configure(log_level="DEBUG", log_file=str(site.root / "df_archive.log"))
+    daemon = site.start().wait_ready()
+    with watched() as watch:
+        for name in ("run_001", "run_002"):
+            site.complete(site.make_run(name, size=30_000_000))
+        for name in ("run_001", "run_002"):
+            site.wait_for(name)
+        assert daemon.stop() == 0
+    assert watch.saw(b"--symmetric"), "the watch has not seen our gpg at all"
+    for name in ("run_001", "run_002"):
+        key = unwrapped(site, name)
+        assert not watch.saw(key)
+        assert files_with(site.root, key) == []
+        assert files_with(site.gnupg, key) == []
+
+
+def test_the_watch_would_see_a_key_on_a_command_line_in_an_environment_and_in_a_file(tmp_path: Path) -> None:
+    on_the_line, in_the_environment = "a" * 64, "b" * 64
+    with watched() as watch:
+        process = subprocess.Popen(["sleep", "100"], env={"KEY": in_the_environment, "PATH": "/usr/bin:/bin"})
+        other = subprocess.Popen(["sh", "-c", "read line", on_the_line], stdin=subprocess.PIPE)
+        wait_until(lambda: watch.saw(on_the_line.encode()) and watch.saw(in_the_environment.encode()), "both are seen")
+        process.kill()
+        process.wait()
+        other.communicate(b"\n")
+    (tmp_path / "leak").write_bytes(b"key: " + on_the_line.encode())
+    assert files_with(tmp_path, on_the_line.encode()) == [tmp_path / "leak"]
+
+
+def test_two_runs_have_different_keys(site: Site) -> None:
+    for name in ("run_001", "run_002"):
+        site.complete(site.make_run(name))
+    assert site.command("once").returncode == 0
+    assert unwrapped(site, "run_001") != unwrapped(site, "run_002")

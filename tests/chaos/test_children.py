@@ -1,0 +1,94 @@
+"""tar and gpg that are killed or hang: the attempt is ended and counted, and the next one succeeds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from facility import Site, assert_same_tree, wait_until
+from hall import Hall, children_of, signal_all
+
+pytestmark = pytest.mark.chaos
+
+BIG = 60_000_000
+"""Bytes of a run whose archiving takes long enough to interfere."""
+
+
+def victims(hall: Hall, program: str, phase: str) -> list[int]:
+    """Return the children of the daemon that run `program` in this phase."""
+    found = children_of(hall.daemons["worker_1"].pid, program)
+    if program == "tar":
+        return found
+    flag = {"archiving": b"--symmetric", "validating": b"--decrypt"}[phase]
+    return [pid for pid in found if flag in _command(pid)]
+
+
+def _command(pid: int) -> bytes:
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes() if path.exists() else b""
+
+
+def begin(site: Site, **options: float) -> Hall:
+    """Start a daemon that has a big run to archive."""
+    hall = Hall(site, **options)
+    site.configure(lease_seconds=30)
+    hall.start().wait_ready()
+    hall.add_run("run_001", size=BIG)
+    return hall
+
+
+CHILDREN = [("tar", "archiving"), ("gpg", "archiving"), ("gpg", "validating")]
+
+
+@pytest.mark.parametrize(("program", "phase"), CHILDREN)
+def test_a_killed_child_fails_the_attempt_and_the_next_one_succeeds(site: Site, program: str, phase: str) -> None:
+    hall = begin(site)
+    found = wait_until(lambda: victims(hall, program, phase), f"{program} while {phase}")
+    signal_all(found, signal.SIGKILL)
+    _assert_second_attempt(hall, "failed: ")
+
+
+@pytest.mark.parametrize(("program", "phase"), CHILDREN)
+def test_a_child_that_hangs_is_ended_after_the_stall_limit_and_counted(site: Site, program: str, phase: str) -> None:
+    hall = begin(site, stall_limit=1)
+    found = wait_until(lambda: victims(hall, program, phase), f"{program} while {phase}")
+    signal_all(found, signal.SIGSTOP)
+    daemon = hall.daemons["worker_1"]
+    assert "stall_limit is 1 s" in daemon.wait_for_log("run_001: failed: ")
+    wait_until(lambda: not any(map(_is_alive, found)), "the child that hung is gone")
+    _assert_second_attempt(hall, f"no byte moved .* while {phase}")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _assert_second_attempt(hall: Hall, words: str) -> None:
+    hall.daemons["worker_1"].wait_for_log(words)
+    hall.await_encrypted()
+    document = hall.statusdb().get("run_001")
+    assert document is not None
+    assert document["failure_count"] == 1
+    hall.stop_all()
+    hall.await_no_children()
+    assert hall.site.debris() == []
+    assert_same_tree(hall.runs["run_001"], hall.site.restore("run_001"))
+
+
+def test_other_runs_go_on_while_a_child_hangs(site: Site) -> None:
+    hall = begin(site, stall_limit=600)
+    found: Callable[[], list[int]] = lambda: victims(hall, "tar", "archiving")  # noqa: E731
+    signal_all(wait_until(found, "tar"), signal.SIGSTOP)
+    hall.add_run("run_002", size=100_000)
+    site.wait_for("run_002", "encrypted")
+    signal_all(found(), signal.SIGCONT)
+    hall.await_encrypted()
+    hall.stop_all()
+    hall.assert_whole()

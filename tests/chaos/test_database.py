@@ -1,0 +1,195 @@
+"""A proxy between us and the server breaks every single request, and is away for long: one holder, nothing lost, no attempt spent."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from couchdb_server import Database
+from facility import Site, assert_same_tree
+from fault_proxy import Fault, FaultProxy, Request
+from hall import Hall, await_step, seeded, size
+from workbench import Bench
+
+from watcher.errors import StatusDBRefused, StatusDBUnavailable
+from watcher.model import Run
+from watcher.statusdb.couchdb import CouchDBStore, Login
+from watcher.worker import Outcome
+
+pytestmark = pytest.mark.chaos
+
+TIMEOUT_SECONDS = 0.3
+"""How long these tests' client waits for an answer; the proxy holds a hung one for longer."""
+
+TRIES = 6
+
+FAULTS = (
+    Fault.RESET, Fault.RESET_AFTER, Fault.HANG, Fault.HANG_AFTER, Fault.ERROR_500, Fault.ERROR_503,
+    Fault.ACCEPTED, Fault.CUT_BODY, Fault.BROKEN_JSON,
+)  # fmt: skip
+
+HARSH = tuple(fault for fault in FAULTS if fault not in (Fault.HANG, Fault.HANG_AFTER))
+"""Without what only a long time-out ends."""
+
+
+def story(bench: Bench, run: Run) -> list[Outcome]:
+    """Register a run and work on it until it is encrypted, as a daemon and the expiry of leases do in time."""
+    outcomes: list[Outcome] = []
+    while Outcome.ENCRYPTED not in outcomes:
+        assert len(outcomes) < TRIES, outcomes
+        try:
+            bench.statusdb().register([run])
+            document = bench.document(run)
+            stale_rev = document["_rev"] if document["status"] == "processing" else None
+            outcomes.append(bench.work(run, stale_rev))
+        except StatusDBUnavailable as error:
+            assert not isinstance(error, StatusDBRefused)
+            outcomes.append(Outcome.NOT_OURS)
+        bench.now.advance(61)
+    return outcomes
+
+
+def through(proxy: FaultProxy, site: Site, database: Database) -> Bench:
+    """Return a worker whose requests go through the proxy."""
+    login = Login(proxy.url, database.name)
+    CouchDBStore(Login(database.url, database.name)).prepare()
+    return Bench.of(site, lambda: CouchDBStore(login, TIMEOUT_SECONDS))
+
+
+def named(site: Site, name: str) -> Run:
+    """Make a small run that is ready."""
+    return Run(site.complete(site.make_run(name, size=10_000)))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Database, fault: Fault) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        bench = through(proxy, site, couchdb_database)
+        before = len(proxy.requests)
+        assert story(bench, named(site, "clean")) == [Outcome.ENCRYPTED]
+        count = len(proxy.requests) - before
+        assert count >= 6, "register, look, claim, announce, record"
+        cut = 0
+        for index in range(count):
+            run = named(site, f"run_{index}")
+            number = len(proxy.requests) + index
+            proxy.plan = lambda request, number=number: fault if request.number == number else Fault.PASS  # type: ignore[misc]
+            outcomes = story(bench, run)
+            proxy.release()
+            cut += proxy.faults[number] is fault
+            assert outcomes.count(Outcome.ENCRYPTED) == 1
+            document = bench.document(run)
+            assert (document["status"], document["failure_count"]) == ("encrypted", 0)
+            assert document["archive"]["token"] == document["last_claim"], "it was made once and recorded by its maker"
+            assert bench.work(run) is Outcome.NOT_OURS
+            assert_same_tree(run.path, site.restore(run.name))
+            assert site.debris() == []
+        print(f"{fault.name}: {cut} of {count} requests cut, 0 lost")
+        assert cut == count
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET_AFTER, Fault.ACCEPTED, Fault.BROKEN_JSON])
+def test_of_two_workers_one_holds_the_run_whatever_request_fails(
+    site: Site, couchdb_database: Database, fault: Fault
+) -> None:
+    """Both race for the claim; the leases do not expire."""
+    with FaultProxy(couchdb_database.url) as proxy:
+        bench = through(proxy, site, couchdb_database)
+        for index in range(12):
+            run = named(site, f"run_{index}")
+            bench.statusdb().register([run])
+            number = len(proxy.requests) + index
+            proxy.plan = lambda request, number=number: fault if request.number == number else Fault.PASS  # type: ignore[misc]
+            outcomes: list[Outcome] = []
+
+            def work(worker_id: str, run: Run = run, outcomes: list[Outcome] = outcomes) -> None:
+                rival = bench.other(worker_id=worker_id)
+                try:
+                    outcomes.append(rival.work(run))
+                except StatusDBUnavailable:
+                    outcomes.append(Outcome.NOT_OURS)
+
+            rivals = [threading.Thread(target=work, args=(f"worker_{each}",)) for each in (1, 2)]
+            for rival in rivals:
+                rival.start()
+            for rival in rivals:
+                rival.join()
+            assert outcomes.count(Outcome.ENCRYPTED) <= 1
+            assert set(outcomes) <= {Outcome.ENCRYPTED, Outcome.NOT_OURS}
+            if Outcome.ENCRYPTED not in outcomes:
+                story(bench, run)
+            assert bench.document(run)["status"] == "encrypted"
+            assert site.debris() == []
+
+
+OUTAGES = size("CHAOS_OUTAGES", 6)
+
+
+def test_daemons_survive_outages_at_any_step_and_a_bad_line(site: Site, couchdb_database: Database) -> None:
+    """Each outage lasts longer than the lease, and a fifth of all other requests fails in some way."""
+    chance = seeded("outages")
+    with FaultProxy(couchdb_database.url) as proxy:
+        hall = Hall(site, couchdb_database, proxy.url)
+        steps = ("claimed", "archive begun", "validating", "key staged", "manifest staged", "key named")
+        proxy.plan = lambda _request: chance.choice(HARSH) if chance.random() < 0.2 else Fault.PASS  # noqa: PLR2004
+        for worker in ("worker_1", "worker_2", "worker_3"):
+            hall.start(worker)
+        seconds = 0.0
+        for number in range(OUTAGES):
+            name = hall.add_run(f"run_{number}", size=8_000_000)
+            await_step(hall, name, steps[number % len(steps)])
+            proxy.down()
+            length = chance.uniform(2.0, 6.0)
+            threading.Event().wait(length)
+            proxy.up()
+            seconds += length
+        hall.await_encrypted()
+        faults = [fault for fault in proxy.faults.values() if fault is not Fault.PASS]
+        proxy.plan = lambda _request: Fault.PASS
+        hall.stop_all()
+        hall.assert_whole()
+        print(f"{OUTAGES} outages of {seconds:.0f} s in all, {len(faults)} requests cut, {len(hall.runs)} runs, 0 lost")
+
+
+def test_a_finished_archive_outlives_an_outage_and_a_kill(site: Site, couchdb_database: Database) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        hall = Hall(site, couchdb_database, proxy.url)
+        hall.start().wait_ready()
+        # The announcement is the first write that names an archive.
+        proxy.plan = _down_at_the_announcement
+        name = hall.add_run("run_001")
+        await_step(hall, name, "manifest staged")
+        hall.daemons["worker_1"].wait_for_log("cannot publish yet")
+        (staged,) = site.archives.glob(".*.tar.gpg.partial")
+        made = staged.stat().st_ino
+        hall.kill()
+        proxy.plan = lambda _request: Fault.PASS
+        proxy.up()
+        hall.start()
+        hall.await_encrypted()
+        assert hall.finals()["run_001.tar.gpg"][0] == made, "it was not made again"
+        hall.stop_all()
+        hall.assert_whole()
+
+
+def _down_at_the_announcement(request: Request) -> Fault:
+    return Fault.DOWN if request.method == "PUT" and b'"archive"' in request.body else Fault.PASS
+
+
+def test_after_an_outage_nobody_takes_a_run_from_its_living_holder(site: Site, couchdb_database: Database) -> None:
+    """The others must not find the claim stale only because its holder could not renew while they could not look."""
+    with FaultProxy(couchdb_database.url) as proxy:
+        hall = Hall(site, couchdb_database, proxy.url, max_concurrent_jobs=1)
+        for worker in ("worker_1", "worker_2", "worker_3"):
+            hall.start(worker).wait_ready()
+        for number in range(3):
+            name = hall.add_run(f"run_{number}", size=60_000_000)
+            await_step(hall, name, "archive begun")
+            proxy.down()
+            threading.Event().wait(2 * hall.site.options["lease_seconds"])
+            proxy.up()
+            hall.await_encrypted()
+        hall.stop_all()
+        hall.assert_whole()
+        assert "took over" not in site.logs()

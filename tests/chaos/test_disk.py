@@ -1,0 +1,186 @@
+"""Disks that are full, read-only or failing: the partial file is removed, no attempt spent, and all is well when the disk is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from facility import Site, assert_same_tree
+from hall import Hall, mounted
+from workbench import Bench, no_pauses
+
+from watcher.archive import Shelf
+from watcher.worker import Outcome
+
+pytestmark = [pytest.mark.chaos, pytest.mark.root]
+
+Mount = Callable[[Path, str], Path]
+
+
+@pytest.fixture
+def mount(unavailable: Callable[[str], NoReturn]) -> Iterator[Mount]:
+    """Mount a tmpfs on a directory until the test ends."""
+    with ExitStack() as stack:
+
+        def at(path: Path, options: str) -> Path:
+            try:
+                return stack.enter_context(mounted(path, options))
+            except (subprocess.CalledProcessError, OSError) as error:
+                unavailable(f"no tmpfs can be mounted here: {error}")
+
+        yield at
+
+
+def remount(path: Path, option: str) -> None:
+    """Change a mounted tmpfs."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(path)], check=True, capture_output=True)
+
+
+def fill(path: Path, leaving: int = 0) -> Path:
+    """Fill a file system but for so many bytes; return the file that does it."""
+    filler = path / "filler"
+    room = os.statvfs(path)
+    filler.write_bytes(bytes(max(room.f_bavail * room.f_frsize - leaving, 0)))
+    return filler
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_trouble_in_staging_costs_no_attempt_and_others_go_on(site: Site, mount: Mount, trouble: str) -> None:
+    place = mount(site.archives, "size=30m")
+    bench = Bench.of(site)
+    big, small = bench.ready_run("run_001", 10_000_000), bench.ready_run("run_002", 50_000)
+
+    def spoil() -> None:
+        if trouble == "full":
+            fill(place, leaving=3_000_000)
+        else:
+            remount(place, "ro")
+
+    assert bench.with_shelf("staged_archive", spoil).work(big) is Outcome.RELEASED
+    document = bench.document(big)
+    assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
+    assert site.debris() == []
+    if trouble == "full":
+        assert bench.work(small) is Outcome.ENCRYPTED, "there is room for a small one"
+        (place / "filler").unlink()
+    else:
+        assert bench.work(small) is Outcome.RELEASED
+        remount(place, "rw")
+    bench.now.advance(61)
+    for run in (big, small):
+        bench.work(run)
+        assert bench.document(run)["status"] == "encrypted"
+        assert bench.document(run)["failure_count"] == 0
+        assert_same_tree(run.path, site.restore(run.name))
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_trouble_with_the_wrapped_keys_is_waited_for_and_the_archive_kept(
+    site: Site, mount: Mount, trouble: str
+) -> None:
+    keys = mount(site.keys, "size=1m")
+    bench = Bench.of(site)
+    run = bench.ready_run()
+    archives: list[int] = []
+
+    def spoil() -> None:
+        if trouble == "full":
+            fill(keys)
+        else:
+            remount(keys, "ro")
+
+    def pauses() -> Iterator[float]:
+        yield 0.0
+        yield 0.0
+        (staged,) = site.archives.glob(".*.tar.gpg.partial")
+        archives.append(staged.stat().st_ino)
+        if trouble == "full":
+            (keys / "filler").unlink()
+        else:
+            remount(keys, "rw")
+        yield from no_pauses()
+
+    assert replace(bench.with_shelf("stage_key", spoil), pauses=pauses).work(run) is Outcome.ENCRYPTED
+    assert archives[0] == bench.finals()["run_001.tar.gpg"][0], "it was not made again"
+    assert bench.document(run)["failure_count"] == 0
+    assert site.debris() == []
+
+
+def test_trouble_at_publication_is_waited_for(site: Site, mount: Mount) -> None:
+    place = mount(site.archives, "size=30m")
+    bench = Bench.of(site)
+    run = bench.ready_run()
+
+    def pauses() -> Iterator[float]:
+        yield 0.0
+        yield 0.0
+        remount(place, "rw")
+        yield from no_pauses()
+
+    spoilt = bench.with_shelf("publish", lambda: remount(place, "ro"))
+    assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
+    assert bench.document(run)["failure_count"] == 0
+    assert site.debris() == []
+    assert_same_tree(run.path, site.restore(run.name))
+
+
+def test_debris_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount: Mount) -> None:
+    place = mount(site.archives, "size=30m")
+    bench = Bench.of(site)
+    run = bench.ready_run()
+
+    def spoil() -> None:
+        remount(place, "ro")
+        raise KeyboardInterrupt  # whatever ends the attempt here
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.with_shelf("stage_key", spoil).work(run)
+    assert site.debris() != []
+    remount(place, "rw")
+    assert bench.take_over(run) is Outcome.ENCRYPTED
+    assert site.debris() == []
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_log_that_cannot_be_written_stops_nothing(site: Site, mount: Mount, trouble: str) -> None:
+    place = mount(site.root / "log", "size=1m")
+    hall = Hall(site, log_file=str(place / "watcher.log"))
+    hall.start().wait_ready()
+    if trouble == "full":
+        fill(place)
+    else:
+        (place / "watcher.log").rename(place / "rotated.log")
+        subprocess.run(["mount", "--bind", str(place), str(place)], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True, capture_output=True)
+    try:
+        hall.add_run("run_001")
+        hall.await_encrypted()
+        hall.stop_all()
+        hall.assert_whole()
+    finally:
+        if trouble == "read-only":
+            subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
+
+
+def test_a_crowded_disk_makes_runs_wait_in_pending_until_there_is_room(site: Site, mount: Mount) -> None:
+    place = mount(site.archives, "size=20m")
+    hall = Hall(site, minimum_free_space="5 MB")
+    site.configure(rescan_interval=0.5)
+    filler = fill(place, leaving=6_000_000)
+    hall.start().wait_ready()
+    hall.add_run("run_001", size=4_000_000)
+    hall.daemons["worker_1"].wait_for_log("run_001: waits: ")
+    document = site.document("run_001")
+    assert document is not None
+    assert (document["status"], document["failure_count"]) == ("pending", 0)
+    filler.unlink()
+    hall.await_encrypted()
+    hall.stop_all()
+    hall.assert_whole()
+    assert Shelf(site.archives, site.keys).is_published("run_001")
