@@ -81,13 +81,13 @@ def keyring(home: Path) -> Iterator[Path]:
 
 
 class Daemon:
-    """The command as a process, its log in a file."""
+    """The command as a process, its log in a file; `arguments` begin with the program."""
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> None:
         self.log_file = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env=dict(environment), cwd=cwd, start_new_session=True,
             )  # fmt: skip
 
@@ -201,10 +201,18 @@ class Site:
         return run
 
     def start(
-        self, *arguments: str, config: Path | None = None, log: str = "watcher.log", **environment: str
+        self,
+        *arguments: str,
+        config: Path | None = None,
+        log: str = "watcher.log",
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> Daemon:
-        """Start the command (without arguments: the watcher) on this site's configuration."""
-        command = ["-c", str(config or self.config), *arguments]
+        """Start the command (without arguments: the watcher) on this site's configuration.
+
+        `prefix` is a program that runs it, such as unshare(1).
+        """
+        command = [*prefix, *COMMAND, "-c", str(config or self.config), *arguments]
         daemon = Daemon(command, self.root / log, {**self.environment, **environment}, self.root)
         self._daemons.append(daemon)
         return daemon

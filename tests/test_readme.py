@@ -62,7 +62,14 @@ def test_every_kind_of_last_error_is_one_of_ours_and_says_whether_it_counts() ->
 def test_every_key_of_the_configuration_has_its_row() -> None:
     described = {name for row in table("key | default") for name in names(row[0])}
     keys = {name for name in Config.model_fields if name != "statusdb"}
-    statusdb = {"statusdb.url", "statusdb.username", ".password", ".password_file", "statusdb.database", "statusdb.ca_file"}
+    statusdb = {
+        "statusdb.url",
+        "statusdb.username",
+        ".password",
+        ".password_file",
+        "statusdb.database",
+        "statusdb.ca_file",
+    }
     assert described == keys | statusdb
     assert {name.removeprefix("statusdb").removeprefix(".") for name in statusdb} == set(StatusDBConfig.model_fields)
 

@@ -18,8 +18,9 @@ import pytest
 from facility import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_until
 from workbench import Action, Bench, always, die, no_pauses
 
-from watcher.errors import Interrupted, NoSpace, StatusDBUnavailable
-from watcher.model import Document, Run
+from watcher.errors import ClaimLost, Interrupted, NoSpace, StatusDBUnavailable
+from watcher.lease import LeaseKeeper
+from watcher.model import Archive, Document, Run
 from watcher.worker import Outcome, Worker, growing_pauses
 
 AWAY = StatusDBUnavailable("the database is away, says the test")
@@ -593,6 +594,34 @@ def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+def test_a_holder_that_may_not_trust_its_lease_any_more_asks_before_it_publishes(bench: Bench) -> None:
+    run = bench.ready_run()
+    clock = [0.0]
+    revs: list[str] = []
+
+    def disk_is_away_for_longer_than_a_lease() -> None:
+        if not revs:
+            clock[0] += 1000.0
+            revs.append(bench.document(run)["_rev"])
+            raise NoSpace("no disk, says the test")
+
+    def look() -> None:
+        revs.append(bench.document(run)["_rev"])
+
+    first = bench.with_shelf("publish", disk_is_away_for_longer_than_a_lease)
+    statusdb = bench.statusdb()
+    worker = Worker(
+        bench.settings,
+        statusdb,
+        first.with_shelf("publish", look, nth=2).shelf,
+        LeaseKeeper(statusdb, 300.0, clock=lambda: clock[0]),
+        no_pauses,
+    )
+    assert worker.work(run) is Outcome.ENCRYPTED
+    assert len(revs) == 2
+    assert revs[0] != revs[1], "it wrote the document before it tried again"
+
+
 def test_a_holder_that_an_operator_took_the_run_from_stops(bench: Bench) -> None:
     run = bench.ready_run()
 
@@ -687,7 +716,10 @@ UNFINISHED: dict[str, Intercept] = {
 def test_what_a_crash_left_unfinished_is_swept_and_made_again(bench: Bench, crash: str) -> None:
     run = bench.ready_run()
     UNFINISHED[crash](bench).dies(run)
-    assert bench.take_over(run) is Outcome.ENCRYPTED
+    left: list[list[Path]] = []
+    successor = bench.with_shelf("refuse_foreign", lambda: left.append(bench.site.debris()))
+    assert successor.take_over(run) is Outcome.ENCRYPTED
+    assert left == [[]], "its room is free before the new archive is begun"
     assert made_by(bench, run) == bench.document(run)["last_claim"]
     assert_restores(bench, run)
 
@@ -703,6 +735,26 @@ def test_a_staged_file_that_is_not_the_announced_one_is_not_adopted(bench: Bench
     damaged.write_bytes(content)
     assert bench.take_over(run) is Outcome.ENCRYPTED
     assert made_by(bench, run) == bench.document(run)["last_claim"], "it was made again"
+    assert_restores(bench, run)
+
+
+def test_a_publisher_that_wakes_late_has_nothing_left_to_name(bench: Bench) -> None:
+    """It announced, fell asleep, and its archive vanished, so that the next holder made another."""
+    run = bench.ready_run()
+    outcomes: list[Outcome] = []
+
+    def sleep() -> None:
+        announced = Archive.from_document(bench.document(run)["archive"])
+        bench.shelf.staged_archive(run.name, announced.token).unlink()
+
+        def wake() -> None:
+            with pytest.raises(ClaimLost):
+                bench.shelf.publish(run.name, announced)
+
+        outcomes.append(bench.with_shelf("publish", wake).take_over(run))
+
+    assert bench.with_shelf("publish", sleep).work(run) is Outcome.LOST
+    assert outcomes == [Outcome.ENCRYPTED]
     assert_restores(bench, run)
 
 

@@ -122,7 +122,8 @@ class TarStream:
 def tar_command(run: Run, exclusions: Sequence[str]) -> list[str]:
     """Return the command that writes the run's archive to standard output, and its members' names to standard error."""
     return [
-        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--quoting-style=escape", "--no-unquote", "--file=-",
+        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--file=-",
+        "--quoting-style=escape", "--no-unquote",
         *(f"--exclude={pattern}" for pattern in exclusions),
         # `./` keeps a name that starts with a hyphen from being an option.
         f"--directory={run.path.parent}", "--", f"./{run.name}",

@@ -23,8 +23,9 @@ from watcher.metrics import Metrics
 from watcher.restore import restore
 from watcher.sentinels import NETWORK_FILE_SYSTEMS, file_system_type
 from watcher.service import worker_lock
+from watcher.statusdb import StatusDB
 
-OK, FAILED, MISCONFIGURED, CANCELLED = 0, 1, 3, 130
+OK, FAILED, MISCONFIGURED, CANCELLED, TERMINATED = 0, 1, 3, 130, 143
 
 EXIT_CODES = """\
 exit codes:
@@ -32,8 +33,8 @@ exit codes:
   1    a run failed (once), a check failed (check), or the command could not do what it was asked
   2    the command line is wrong
   3    the configuration is wrong, or this machine does not fit it; systemd does not restart
-  130  cancelled by a second Ctrl+C (SIGINT)
-  143  cancelled by a second SIGTERM
+  130  cancelled by Ctrl+C (SIGINT); the watcher and `once`: by the second
+  143  cancelled by SIGTERM; the watcher and `once`: by the second
 """
 
 DESCRIPTION = """\
@@ -46,40 +47,70 @@ Without a command it runs the watcher, until Ctrl+C or SIGTERM.
 logger = logging.getLogger(__name__)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: as at Ctrl+C, what a command has begun is tidied up."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. Errors are told on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a run's name may have what a terminal's charset has not
-    try:
-        return _obey(arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
-        return FAILED
-
-
-def _obey(arguments: Sequence[str]) -> int:
     # A core file would hold file keys. gpg does the same for itself.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        options = _parser().parse_args(arguments)
-        command: Callable[[argparse.Namespace], int] = options.command
+        return _flushed(_obey(_parser().parse_args(arguments)))
+    except SystemExit as ending:  # argparse's, after its words about usage or help
+        return _flushed(int(ending.code or OK))
+    except BrokenPipeError:
+        return _muted(FAILED)
+
+
+def _obey(options: argparse.Namespace) -> int:
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
         return command(options)
     except ConfigError as error:
         return _complain(error.problems, MISCONFIGURED)
     except WatcherError as error:
         return _complain([str(error)], FAILED)
-    except KeyboardInterrupt:
-        return CANCELLED
-    finally:
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if command in (_watch, _once):
+            raise  # a bug: nothing there is written to the standard output
+        words = f"'{error.filename}': {error.strerror}" if error.filename else _unwritable(error)
+        return _muted(_complain([words], FAILED))
+    except KeyboardInterrupt as stop:
+        if command in (_watch, _once):
+            return OK  # so early that nothing runs: from then on the service itself obeys signals
+        return TERMINATED if isinstance(stop, _Terminated) else CANCELLED
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _flushed(code: int) -> int:
+    try:
         if sys.stdout is not None:
             sys.stdout.flush()
+    except BrokenPipeError:
+        return _muted(FAILED)
+    except OSError as error:
+        return _muted(_complain([_unwritable(error)], FAILED))
+    return code
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    # As Ctrl+C does: what a command has begun is tidied up. The watcher has its own way to end.
-    raise SystemExit(128 + number)
+def _unwritable(error: OSError) -> str:
+    return f"the output cannot be written: {error.strerror}"
+
+
+def _muted(code: int) -> int:
+    # Whoever read our output has left. Python would try once more to flush it when it ends, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,14 +199,14 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    assembly.statusdb(_load(options), _sleep).retry(options.run)
+    _statusdb(_load(options)).retry(options.run)
     print(f"run '{journal.printable(options.run)}' is pending again, with no failures counted")
     return OK
 
 
 def _restore(options: argparse.Namespace) -> int:
     loaded = _load(options)
-    document = assembly.statusdb(loaded, _sleep).get(options.run)
+    document = _statusdb(loaded).get(options.run)
     if document is None:
         raise UnknownRun(
             f"run '{options.run}' is not in the status database; `dataflow_archive status --all` lists the runs"
@@ -189,6 +220,12 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.run(keep=options.keep)
 
 
+def _statusdb(loaded: Config) -> StatusDB:
+    statusdb = assembly.statusdb(loaded, _sleep)
+    statusdb.verify()
+    return statusdb
+
+
 def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return False
@@ -196,5 +233,8 @@ def _sleep(seconds: float) -> bool:
 
 def _complain(problems: Sequence[str], code: int) -> int:
     for problem in problems:
-        print(f"dataflow_archive: {journal.printable(problem)}", file=sys.stderr)
+        if logging.getLogger().handlers:
+            logger.critical("%s", problem)  # the log is set up, and goes where people look
+        else:
+            print(f"dataflow_archive: {journal.printable(problem)}", file=sys.stderr)
     return code

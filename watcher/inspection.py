@@ -171,6 +171,7 @@ def status(config: Config, everything: bool = False) -> Report:
     Raises ConfigError or StatusDBUnavailable.
     """
     statusdb = assembly.statusdb(config, _wait)
+    statusdb.verify()
     shown = [status for status in Status if everything or status is not Status.ENCRYPTED]
     documents = [document for status in shown for document in statusdb.with_status(status)]
     return Report(statusdb.count_by_status(), tuple(documents), tuple(_skipped(config, statusdb)))
@@ -208,7 +209,7 @@ def _row(document: Document) -> tuple[str, ...]:
     total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
     phase = f"{claim.get('phase', '')} {100 * done // total} %" if total else claim.get("phase", "")
     wait = f", not before {document['not_before']}" if document.get("not_before") else ""
-    note = phase or (f"{error['kind']}: {error['message']}{wait}" if error else "")
+    note = phase or (f"{error.get('kind')}: {error.get('message')}{wait}" if error else "")
     return (
         document["_id"], document["status"], document.get("worker_id", ""), str(document.get("failure_count", 0)),
         document.get("updated_at", "")[:19], note,

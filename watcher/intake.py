@@ -1,11 +1,13 @@
-"""From sightings to registered runs: each is registered once, and what cannot be is said once."""
+"""What comes in: sightings become registered runs, each once; and what others change in the database is heard."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,13 +17,22 @@ from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.sentinels import Sighting, State, unusable_name
-from watcher.statusdb import StatusDB, path_of
+from watcher.statusdb import Changes, FeedLost, StatusDB, path_of
 
 BATCH = 1000
 """Sightings registered in one request, when so many wait."""
 
 RETRY_SECONDS = 5.0
 """Between tries to register while the database is away."""
+
+CHANGES_WAIT_SECONDS = 30.0
+"""How long one question for the database's changes may stay unanswered."""
+
+SPIN_SECONDS = 1.0
+"""An answer that came at once and leads no further is not asked for again for so long: some proxies hold no request."""
+
+FEED_PAUSES_SECONDS = (1.0, 2.0, 5.0)
+"""Between tries to follow the changes; the last one again and again. A database that is back is soon heard."""
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +168,72 @@ class Intake:
         if self._told.get(run.path) != reason:
             self._told[run.path] = reason
             logger.log(level, "'%s' is not archived: %s", run.path, reason, extra={"run": run.name})
+
+
+class Feed:
+    """Follows the status database's changes.
+
+    `changed` takes each document as it is now; `missed` is called when some changes were not told.
+    """
+
+    def __init__(
+        self,
+        statusdb: StatusDB,
+        changed: Callable[[Document], None],
+        missed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._statusdb = statusdb
+        self._changed = changed
+        self._missed = missed
+        self._clock = clock
+        self._since: str | None = None
+        self._trouble = ""
+
+    def begin(self) -> None:
+        """Note from where to follow: before the first rescan, so that nothing lies between."""
+        try:
+            self._since = self._statusdb.changes(None, 0).since
+        except StatusDBUnavailable as error:
+            self._lose(error)
+
+    def follow(self, stop: threading.Event) -> None:
+        """Hand on what changes, until `stop`."""
+        pauses = _feed_pauses()
+        while not stop.is_set():
+            asked_at, before = self._clock(), self._since
+            try:
+                changes = self._statusdb.changes(self._since, CHANGES_WAIT_SECONDS)
+            except (FeedLost, StatusDBUnavailable) as error:
+                self._lose(error)
+                stop.wait(next(pauses))
+                continue
+            pauses = _feed_pauses()
+            self._take(changes)
+            leads_nowhere = not changes.documents or changes.since == before
+            if leads_nowhere and self._clock() - asked_at < SPIN_SECONDS:
+                stop.wait(SPIN_SECONDS)
+
+    def _take(self, changes: Changes) -> None:
+        if self._trouble:
+            self._trouble = ""
+            logger.info("the database's changes are followed again")
+        before, self._since = self._since, changes.since
+        if before is None:
+            self._missed()
+        for document in changes.documents:
+            self._changed(document)
+
+    def _lose(self, error: FeedLost | StatusDBUnavailable) -> None:
+        if isinstance(error, FeedLost):
+            self._since = None
+        if not self._trouble:
+            self._trouble = str(error)
+            logger.warning("cannot follow the database's changes: %s", error)
+
+
+def _feed_pauses() -> Iterator[float]:
+    return itertools.chain(FEED_PAUSES_SECONDS, itertools.repeat(FEED_PAUSES_SECONDS[-1]))
 
 
 def collision(run: Run, document: Document) -> str:

@@ -602,17 +602,18 @@ def _is_being_made(path: str) -> bool:
 
 
 def _advice(error: OSError, held: int, refused: int) -> str:
-    key = "max_user_instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "max_user_watches"
-    limit = _limit(key)
-    wanted = 2 * limit if key == "max_user_instances" else max(2 * limit, 4 * (held + refused))
+    what = "instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "watches"
+    # The second is a user namespace's own, as a container may have it; outside of any, both are one.
+    limit, key = min((_limit(key), key) for key in (f"fs.inotify.max_user_{what}", f"user.max_inotify_{what}"))
+    wanted = max(2 * limit, 4 * (held + refused)) if what == "watches" else max(2 * limit, 128)
     return (
         f"{error.strerror}: {held + refused} watches are needed, {held} are held; rescans cover the rest. "
-        f"fs.inotify.{key} is {limit} for all processes of this user; raise it: sysctl -w fs.inotify.{key}={wanted}"
+        f"{key} is {limit} for all processes of this user; raise it: sysctl -w {key}={wanted}"
     )
 
 
 def _limit(key: str) -> int:
     try:
-        return int(Path("/proc/sys/fs/inotify", key).read_text(encoding="ascii"))
+        return int(Path("/proc/sys", key.replace(".", "/")).read_text(encoding="ascii"))
     except (OSError, ValueError):
-        return 8192
+        return 2**31 - 1

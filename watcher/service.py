@@ -27,24 +27,18 @@ from urllib.parse import quote
 from watcher import model
 from watcher.archive import Shelf, remove
 from watcher.dispatcher import Dispatcher
-from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable, WatcherError
-from watcher.intake import Intake, Noticed
+from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
+from watcher.intake import Feed, Intake, Noticed
 from watcher.journal import printable
 from watcher.lease import LeaseKeeper, StaleClaims
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.sentinels import Observer
-from watcher.statusdb import FeedLost, StatusDB, path_of
+from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
 
 TICK_SECONDS = 2.0
 """How often the main thread looks at the threads' health and at stalled jobs."""
-
-CHANGES_WAIT_SECONDS = 30.0
-"""How long one question for the database's changes may stay unanswered."""
-
-SPIN_SECONDS = 1.0
-"""An empty answer that came at once is not asked again for so long: some proxies do not hold a request."""
 
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
@@ -143,6 +137,7 @@ class Service:
         self._dispatcher = Dispatcher(worker.work, settings.jobs)
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
         self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
+        self._feed = Feed(statusdb, self._changed, self._missed)
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
         self._swept_at = float("-inf")
@@ -154,8 +149,8 @@ class Service:
         self._notifier.send("STATUS=waiting for the status database")
         if self._await_database():
             self._start("lease", self._keep_leases)
-            since = self._place_in_changes()
-            self._start("changes", lambda: self._follow_changes(since))
+            self._feed.begin()
+            self._start("changes", lambda: self._feed.follow(self._stopping))
             self._start("intake", lambda: self._intake.follow(self._abort))
             self._observer.start()
             self._rescan("first rescan")
@@ -266,38 +261,6 @@ class Service:
             if document.get("worker_id") == self._settings.worker_id and not self._leases.holds(document):
                 self._offer_stale(document)
 
-    def _place_in_changes(self) -> str | None:
-        """Return from where to follow the changes: taken before the first rescan, so that nothing lies between."""
-        try:
-            return self._statusdb.changes(None, 0).since
-        except StatusDBUnavailable:
-            return None
-
-    def _follow_changes(self, since: str | None) -> None:
-        pauses = growing_pauses()
-        while not self._stopping.is_set():
-            asked_at = time.monotonic()
-            try:
-                changes = self._statusdb.changes(since, CHANGES_WAIT_SECONDS)
-            except FeedLost as error:
-                logger.warning("changes are followed anew: %s", error)
-                since = None
-                self._stopping.wait(next(pauses))
-                continue
-            except StatusDBUnavailable as error:
-                logger.warning("cannot follow the database's changes: %s", error)
-                self._stopping.wait(next(pauses))
-                continue
-            if since is None:  # what changed before this place was not told
-                self._intake.forget_all()
-                self._rescan_at = 0.0
-                self._inbox.put("")
-            since, pauses = changes.since, growing_pauses()
-            for document in changes.documents:
-                self._changed(document)
-            if not changes.documents and time.monotonic() - asked_at < SPIN_SECONDS:
-                self._stopping.wait(SPIN_SECONDS)
-
     def _changed(self, document: Document) -> None:
         if document.get("_deleted"):
             self._intake.forget(document["_id"])
@@ -305,6 +268,12 @@ class Service:
         self._leases.changed(document)
         if model.status_of(document) is Status.PENDING:
             self._offer(document)
+
+    def _missed(self) -> None:
+        """Look at everything anew: documents may have been changed or deleted unseen."""
+        self._intake.forget_all()
+        self._rescan_at = 0.0
+        self._inbox.put("")
 
     # Between the parts
 

@@ -142,8 +142,9 @@ def measure(site: Site, statusdb: str, times: int, warm_up: int = 3) -> list[flo
 def main() -> None:
     """Print the table."""
     options = bench.arguments(__doc__, times=20, statusdb="sqlite", load=False, open_runs=3000, directory="", warm_up=3)
-    with bench.facility(options.statusdb, options.directory) as site, load(
-        site, options.open_runs if options.load else 0
+    with (
+        bench.facility(options.statusdb, options.directory) as site,
+        load(site, options.open_runs if options.load else 0),
     ):
         seconds = measure(site, options.statusdb, options.times, options.warm_up)
     state = f"{options.open_runs} open runs, a writer in {LOADED_RUNS}" if options.load else "idle"

@@ -1,4 +1,4 @@
-"""Several daemons on one site, each of which may be killed, suspended and started again; and what must hold afterwards."""
+"""Several daemons on one site, killed, suspended and started again at will; and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,10 +28,15 @@ LEASE_SECONDS = 1.5
 Trigger = Callable[["Hall", str], bool]
 
 
+def say(line: str) -> None:
+    """Print a seed or a figure: pytest shows it with `-s`, and for a test that fails."""
+    sys.stdout.write(line + "\n")
+
+
 def seeded(name: str) -> random.Random:
     """Return a source of chance for the test `name`; `CHAOS_SEED` repeats what a former one did."""
     seed = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(1 << 32))
-    print(f"{name}: CHAOS_SEED={seed}")
+    say(f"{name}: CHAOS_SEED={seed}")
     return random.Random(f"{name} {seed}")
 
 
@@ -48,6 +54,7 @@ class Hall:
         self.daemons: dict[str, Daemon] = {}
         self.runs: dict[str, Path] = {}
         self.kills = 0
+        self.starts = 0
         if database:
             site.configure(statusdb={"url": url or database.url, "database": database.name})
         self._statusdb = self._own_statusdb()
@@ -66,7 +73,8 @@ class Hall:
         """Start a daemon of this worker id (again)."""
         config = self.site.root / f"{worker_id}.yaml"
         config.write_text(yaml.safe_dump(self.site.options | {"worker_id": worker_id}), encoding="utf-8")
-        self.daemons[worker_id] = self.site.start(config=config, log=f"{worker_id}.log")
+        self.starts += 1
+        self.daemons[worker_id] = self.site.start(config=config, log=f"{worker_id}.{self.starts}.log")
         return self.daemons[worker_id]
 
     def kill(self, worker_id: str = "worker_1") -> None:
@@ -77,6 +85,7 @@ class Hall:
     def stop_all(self) -> None:
         """End all daemons as systemd does; each must end well."""
         for daemon in self.daemons.values():
+            daemon.wait_ready()
             assert daemon.stop() == 0, daemon.log
         self.daemons.clear()
 
@@ -110,7 +119,7 @@ class Hall:
     def assert_whole(self) -> None:
         """Assert all that is promised, with no daemon running any more."""
         statusdb = self.statusdb()
-        expected = {}
+        expected: dict[str, str] = {}
         for name, source in self.runs.items():
             document = statusdb.get(name)
             assert document is not None

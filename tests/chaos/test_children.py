@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from facility import Site, assert_same_tree, wait_until
@@ -31,7 +32,7 @@ def _command(pid: int) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def begin(site: Site, **options: float) -> Hall:
+def begin(site: Site, **options: Any) -> Hall:
     """Start a daemon that has a big run to archive."""
     hall = Hall(site, **options)
     site.configure(lease_seconds=30)

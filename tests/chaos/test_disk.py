@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or failing: the partial file is removed, no attempt spent, and all is well when the disk is."""
+"""Disks that are full or read-only: the partial file is removed, no attempt spent, and all is well when the disk is."""
 
 from __future__ import annotations
 

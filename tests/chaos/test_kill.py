@@ -1,4 +1,4 @@
-"""SIGKILL at each step of the story and at random moments: each run ends encrypted once, whole, with nothing left over."""
+"""SIGKILL at each step and at random moments: each run ends encrypted once, whole, with nothing left over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import pytest
 from couchdb_server import Database
 from facility import Site
-from hall import STEPS, Hall, await_step, seeded, size
+from hall import STEPS, Hall, await_step, say, seeded, size
 
 pytestmark = pytest.mark.chaos
 
@@ -24,7 +24,7 @@ def settle(hall: Hall) -> None:
     hall.stop_all()
     hall.await_no_children()
     hall.assert_whole()
-    print(f"{hall.kills} kills survived, {len(hall.runs)} runs, 0 lost")
+    say(f"{hall.kills} kills survived, {len(hall.runs)} runs, 0 lost")
 
 
 def test_a_daemon_killed_at_each_step_ends_each_run_once(site: Site) -> None:

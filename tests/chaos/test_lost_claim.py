@@ -8,7 +8,7 @@ import time
 import pytest
 from couchdb_server import Database
 from facility import Site, wait_until
-from hall import Hall, children_of, signal_all
+from hall import Hall, children_of, say, signal_all
 
 from watcher import model
 
@@ -45,7 +45,7 @@ def test_one_of_three_daemons_that_loses_its_claim_stops_within_seconds(
     daemon.wait_for_log("run_001: stopped: .*intruder")
     wait_until(lambda: not children_of(daemon.pid) and not site.debris(), "its children and its debris are gone")
     seconds = time.monotonic() - taken_at
-    print(f"{database}: stopped after {seconds:.2f} s")
+    say(f"{database}: stopped after {seconds:.2f} s")
     assert seconds < WITHIN_SECONDS
     document = statusdb.get("run_001")
     assert document is not None

@@ -1,4 +1,4 @@
-"""SIGSTOP in each step for longer than the lease: another worker finishes the run, and the first wakes up and changes nothing."""
+"""SIGSTOP in each step for longer than the lease: another worker finishes the run, and the first changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import pytest
 from couchdb_server import Database
 from facility import Daemon, Site, wait_until
-from hall import STEPS, Hall, await_step, children_of, signal_all
+from hall import STEPS, Hall, await_step, children_of, say, signal_all
 
 pytestmark = pytest.mark.chaos
 
@@ -33,7 +33,7 @@ def suspend(daemon: Daemon) -> None:
 def test_a_daemon_that_slept_through_its_lease_changes_nothing(
     site: Site, couchdb_database: Database, with_children: bool
 ) -> None:
-    """On a server, as several hosts have it: who is suspended within a write to SQLite keeps its lock until it wakes."""
+    """On a server, as several hosts have it: who is suspended within a write to SQLite keeps its lock."""
     hall = Hall(site, couchdb_database)
     sleeper, rescuer = hall.start("worker_1").wait_ready(), hall.start("worker_2").wait_ready()
     late = 0
@@ -61,7 +61,7 @@ def test_a_daemon_that_slept_through_its_lease_changes_nothing(
     hall.stop_all()
     hall.assert_whole()
     naps = ROUNDS * len(SLEEPY_STEPS)
-    print(f"{naps} naps, {naps - late} of them lost the run to another worker, 0 changes by the sleeper")
+    say(f"{naps} naps, {naps - late} of them lost the run to another worker, 0 changes by the sleeper")
     assert late <= naps // 3, "the sleeper was mostly too quick to be stopped"
 
 

@@ -338,7 +338,7 @@ class Protocol:
         return worker._replace(step=step, is_current=True, announced=state.document.archive)
 
     def _lost(self, state: State, number: int, worker: Worker) -> State:
-        if state.final_archive != NOBODY and state.final_key != NOBODY:
+        if NOBODY not in _finals(state):
             return _with_worker(_without_staged(state, (worker.token,)), number, Worker())
         return self._ended(state, number, worker)
 
@@ -380,8 +380,7 @@ def _strangers(state: State) -> Successors:
 def _power_cuts(state: State) -> Successors:
     """All workers are gone, what was in memory only is spoilt, and each name that was not synced may be gone."""
     staged = tuple(
-        files._replace(**{part: PARTIAL for part in ("archive", "key") if getattr(files, part) == CACHED})
-        for files in state.staged
+        files._replace(archive=_after_cut(files.archive), key=_after_cut(files.key)) for files in state.staged
     )
     calm = state._replace(staged=staged, workers=(Worker(),) * len(state.workers))
     for keeps_key in (True, False):
@@ -392,6 +391,10 @@ def _power_cuts(state: State) -> Successors:
             if not keeps_archive and not state.are_durable[1] and state.final_archive > 0:
                 after = after._replace(final_archive=NOBODY)
             yield "the power fails", after
+
+
+def _after_cut(content: str) -> str:
+    return PARTIAL if content == CACHED else content
 
 
 def _finals(state: State) -> tuple[int, int]:
@@ -436,7 +439,7 @@ def _without_staged(state: State, tokens: Iterable[int]) -> State:
 
 def _refuse_to_lose(state: State, token: int, files: Staged) -> None:
     is_whole = files.archive in WHOLE and files.key in WHOLE
-    is_published = state.final_archive != NOBODY and state.final_key != NOBODY
+    is_published = NOBODY not in _finals(state)
     if files.is_promised and is_whole and not is_published:
         raise Violation("a finished archive is thrown away")
 

@@ -118,6 +118,8 @@ class CouchDBStore:
     def get(self, run_id: str) -> Document | None:
         """Return the document, or None. It has `_conflicts` where a cluster has other revisions beside this one."""
         found: Document | None = self._ask("GET", _path(run_id), absent=None, conflicts="true")
+        if found is not None:
+            _part(found, "_rev")
         return found
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
@@ -192,24 +194,31 @@ class CouchDBStore:
 
     def close(self) -> None:
         """Close this thread's connection; those of ended threads have closed with them."""
-        if server := getattr(self._local, "server", None):
+        server: Server | None = getattr(self._local, "server", None)
+        if server is not None:  # its truth value would be a request: pycouchdb counts the databases
             server.resource.session.close()
             del self._local.server
 
     def _ask(self, method: str, path: str, body: Any = None, *, absent: Any = ..., **params: Any) -> Any:
         try:
-            return self._send(self._database(), method, path, body, **params)[1]
+            _, answer = self._send(self._database(), method, path, body, **params)
         except _Absent:
             if absent is ...:
                 raise
             return absent
+        if not isinstance(answer, dict):
+            raise StatusDBUnavailable(f"'{self._login.url}' answers {method} '{path}' with no JSON object")
+        return answer
 
     def _send(self, where: Resource, method: str, path: str, body: Any = None, **params: Any) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body)
         with self._translated(method, path):
             # With `stream`, pycouchdb looks at errors only: it would raise at the first conflict of a bulk write,
-            # and take an answer that is no JSON for an empty one.
-            response, _ = where.request(method, path or None, params=params, data=data, stream=True)
+            # and take an answer that is no JSON for an empty one. `verify` is given with each request, since
+            # requests prefers $REQUESTS_CA_BUNDLE to a session's.
+            response, _ = where.request(
+                method, path or None, params=params, data=data, stream=True, verify=self._login.ca_file or True
+            )
             try:
                 return response.status_code, response.json()
             except requests.JSONDecodeError as error:
@@ -225,8 +234,7 @@ class CouchDBStore:
         # A requests session is not promised to be safe between threads: one a thread.
         server: Server | None = getattr(self._local, "server", None)
         if server is None:
-            verify: Any = self._login.ca_file or True
-            server = Server(self._login.url, verify=verify, timeout=self._timeout)
+            server = Server(self._login.url, verify=True, timeout=self._timeout)
             session = server.resource.session
             session.hooks["response"].append(_look_for_refusal)
             if self._login.username is not None:

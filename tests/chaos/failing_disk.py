@@ -1,0 +1,114 @@
+"""A file system of our own (FUSE) that passes everything on to a directory, logs it, and fails when told to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+READY_SECONDS = 20.0
+
+SERVER = """
+import errno, os, sys
+import mfusepy
+
+real, mountpoint, log, orders = sys.argv[1:]
+
+class Disk(mfusepy.Operations):
+    use_ns = True
+
+    def _at(self, path): return os.path.join(real, path.lstrip("/"))
+
+    def _do(self, operation, path):
+        with open(log, "a") as file: file.write(f"{operation} {os.path.basename(path) or '/'}\\n")
+        with open(orders) as file: orders_now = file.read().split()
+        if operation in orders_now: raise mfusepy.FuseOSError(errno.EIO)
+
+    def getattr(self, path, fh=None):
+        try: status = os.lstat(self._at(path))
+        except OSError as error: raise mfusepy.FuseOSError(error.errno)
+        whole = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")
+        times = ("st_atime", "st_mtime", "st_ctime")
+        return {key: getattr(status, key) for key in whole} | {key: getattr(status, key + "_ns") for key in times}
+
+    def readdir(self, path, fh): return [".", "..", *os.listdir(self._at(path))]
+    def create(self, path, mode, fi=None):
+        self._do("create", path)
+        try: return os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        except OSError as error: raise mfusepy.FuseOSError(error.errno)
+    def open(self, path, flags): return os.open(self._at(path), flags & ~os.O_NOFOLLOW & os.O_ACCMODE)
+    def read(self, path, size, offset, fh): self._do("read", path); return os.pread(fh, size, offset)
+    def write(self, path, data, offset, fh): self._do("write", path); return os.pwrite(fh, data, offset)
+    def release(self, path, fh): os.close(fh)
+    def flush(self, path, fh): return 0
+    def fsync(self, path, datasync, fh): self._do("fsync", path); os.fsync(fh); return 0
+    def fsyncdir(self, path, datasync, fh): self._do("fsyncdir", path); return 0
+    def unlink(self, path): self._do("unlink", path); os.unlink(self._at(path))
+    def link(self, target, source):
+        self._do("link", target)
+        try: os.link(self._at(source), self._at(target))
+        except OSError as error: raise mfusepy.FuseOSError(error.errno)
+    def rename(self, old, new): self._do("rename", new); os.rename(self._at(old), self._at(new))
+    def chmod(self, path, mode): os.chmod(self._at(path), mode)
+    def statfs(self, path):
+        room = os.statvfs(real)
+        keys = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_frsize", "f_namemax")
+        return {key: getattr(room, key) for key in keys}
+
+mfusepy.FUSE(Disk(), mountpoint, foreground=True, nothreads=True, attr_timeout=0, entry_timeout=0)
+"""
+
+
+class Unavailable(Exception):
+    """No FUSE can be had on this machine; the text says why."""
+
+
+class Disk:
+    """The mounted directory `path`; `fail` says which operations fail with EIO, `log` what was done so far."""
+
+    def __init__(self, path: Path, log: Path, orders: Path) -> None:
+        self.path = path
+        self._log = log
+        self._orders = orders
+
+    def fail(self, *operations: str) -> None:
+        """Let these operations (create, read, write, fsync, fsyncdir, link, unlink) fail from now on, and no others."""
+        self._orders.write_text(" ".join(operations), encoding="ascii")
+
+    def log(self) -> list[str]:
+        """Return what was done, as `operation name`, in order."""
+        return self._log.read_text(encoding="utf-8").splitlines()
+
+
+@contextmanager
+def failing_disk(path: Path, work: Path) -> Iterator[Disk]:
+    """Mount a passing-on file system on `path` while the context lasts. Raises Unavailable."""
+    if not Path("/dev/fuse").exists():
+        raise Unavailable("there is no /dev/fuse")
+    real, log, orders = work / "real", work / "operations", work / "orders"
+    path.mkdir(parents=True, exist_ok=True)
+    real.mkdir(parents=True)
+    log.touch()
+    orders.touch()
+    command = [sys.executable, "-c", SERVER, *map(str, (real, path, log, orders))]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        _await_mount(path, server)
+        yield Disk(path, log, orders)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True)
+        server.kill()
+        server.wait()
+
+
+def _await_mount(path: Path, server: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + READY_SECONDS
+    while not os.path.ismount(path):
+        if server.poll() is not None or time.monotonic() > limit:
+            words = server.stderr.read() if server.stderr and server.poll() is not None else b"it does not answer"
+            raise Unavailable(f"FUSE does not run: {words.decode(errors='replace').strip()[-300:]}")
+        time.sleep(0.02)

@@ -1,0 +1,305 @@
+"""From sightings to registered runs, on a real SQLite file."""
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from facility import never_stop, wait_until
+
+from watcher.errors import StatusDBUnavailable
+from watcher.intake import BATCH, Intake, Noticed
+from watcher.metrics import Metrics
+from watcher.model import Document, Run
+from watcher.sentinels import Sighting, State
+from watcher.statusdb import StatusDB
+from watcher.statusdb.sqlite import SQLiteStore
+
+ROOT = Path("/data/sequencing")
+
+
+class CountingStore(SQLiteStore):
+    """Counts the calls that ask or write, and can be away."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, never_stop)
+        self.calls: list[str] = []
+        self.away = 0
+        self.after_insert: Callable[[str], None] = lambda name: None
+
+    def get_many(self, run_ids: Sequence[str]) -> list[Document]:
+        self._count("get_many")
+        return super().get_many(run_ids)
+
+    def insert_many(self, documents: Iterable[Document]) -> set[str]:
+        self._count("insert_many")
+        new = super().insert_many(documents)
+        for name in new:
+            self.after_insert(name)
+        return new
+
+    def put(self, document: Document) -> Any:
+        self._count("put")
+        return super().put(document)
+
+    def _count(self, what: str) -> None:
+        self.calls.append(what)
+        if self.away:
+            self.away -= 1
+            raise StatusDBUnavailable("away, for a test")
+
+
+class Impatient(threading.Event):
+    """A stop event that is not waited on: time passes at once."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+class Desk:
+    """An intake, its store, and what it hands on."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = CountingStore(path)
+        self.statusdb = StatusDB(self.store, lambda seconds: False, pauses_seconds=())
+        self.statusdb.prepare()
+        self.offered: list[str] = []
+        self.handled: list[Path] = []
+        self.metrics = Metrics()
+        self.intake = Intake(
+            self.statusdb, lambda one: self.offered.append(one["_id"]), self.handled.append, self.metrics
+        )
+
+    def rescan(self, *sightings: Sighting) -> int:
+        return self.intake.take(sightings, Noticed.RESCAN)
+
+    def event(self, *sightings: Sighting) -> int:
+        return self.intake.take(sightings, Noticed.EVENT)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path / "status.db")
+    yield desk
+    desk.store.close()
+
+
+def sighting(name: str = "run_001", state: State = State.READY, reason: str = "", sequencer: str = "A") -> Sighting:
+    return Sighting(Run(ROOT / sequencer / name), state, reason)
+
+
+def many(count: int) -> list[Sighting]:
+    return [sighting(f"run_{number:05}") for number in range(count)]
+
+
+def test_a_ready_run_becomes_a_pending_document_and_is_offered(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert desk.event(sighting()) == 1
+    document = desk.statusdb.get("run_001")
+    assert document is not None
+    assert (document["status"], document["path"]) == ("pending", "/data/sequencing/A/run_001")
+    assert document["failure_count"] == 0
+    assert desk.offered == ["run_001"]
+    assert desk.handled == [ROOT / "A" / "run_001"]
+    assert desk.metrics.counts() == {"noticed_by_event": 1}
+    assert caplog.messages == ["registered '/data/sequencing/A/run_001', noticed by event"]
+    assert vars(caplog.records[0])["run"] == "run_001"
+
+
+def test_a_run_that_is_sighted_again_is_offered_again_but_not_registered_again(desk: Desk) -> None:
+    desk.event(sighting(), sighting())
+    before = desk.statusdb.get("run_001")
+    desk.event(sighting())
+    assert desk.statusdb.get("run_001") == before
+    assert desk.offered == ["run_001"] * 2
+    assert desk.metrics.counts() == {"noticed_by_event": 1}
+
+
+def test_a_run_that_is_done_is_not_offered(desk: Desk) -> None:
+    desk.event(sighting())
+    document = desk.statusdb.get("run_001")
+    assert document is not None
+    desk.store.put({**document, "status": "encrypted"})
+    desk.offered.clear()
+    desk.event(sighting())
+    assert desk.offered == []
+    assert desk.handled == [ROOT / "A" / "run_001"] * 2
+
+
+@pytest.mark.parametrize("state", [State.ABSENT, State.UNSETTLED])
+def test_a_run_that_is_not_complete_leads_to_nothing(
+    desk: Desk, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.event(sighting(state=state))
+    assert desk.rescan(sighting(state=state)) == 1
+    assert desk.store.calls == []
+    assert desk.handled == []
+    assert caplog.messages == []
+
+
+def test_a_rescan_asks_and_writes_in_bulk_and_the_next_one_not_at_all(desk: Desk) -> None:
+    assert desk.rescan(*many(2 * BATCH + 500)) == 2 * BATCH + 500
+    assert sorted(desk.store.calls) == ["get_many"] * 3 + ["insert_many"] * 3
+    assert len(set(desk.offered)) == 2 * BATCH + 500
+    assert desk.metrics.counts() == {"noticed_by_rescan": 2 * BATCH + 500}
+    desk.store.calls.clear()
+    assert desk.rescan(*many(2 * BATCH + 500)) == 2 * BATCH + 500
+    assert desk.store.calls == []
+
+
+def test_a_new_process_asks_for_registered_runs_once_and_writes_nothing(desk: Desk, tmp_path: Path) -> None:
+    desk.rescan(*many(BATCH + 1))
+    restarted = Desk(tmp_path / "status.db")
+    restarted.rescan(*many(BATCH + 1))
+    assert restarted.store.calls == ["get_many"] * 2
+    assert restarted.metrics.counts() == {}
+    restarted.rescan(*many(BATCH + 2))
+    assert restarted.store.calls == ["get_many"] * 3 + ["insert_many"]
+    restarted.store.close()
+
+
+def test_a_run_whose_document_is_deleted_is_registered_again_by_the_rescan_after_the_news(
+    desk: Desk, tmp_path: Path
+) -> None:
+    desk.rescan(sighting("one"), sighting("two"))
+    with sqlite3.connect(tmp_path / "status.db") as connection:
+        connection.execute("delete from documents")
+    desk.intake.forget("one")
+    desk.rescan(sighting("one"), sighting("two"))
+    assert desk.statusdb.get("one") is not None
+    assert desk.statusdb.get("two") is None
+    desk.intake.forget_all()
+    desk.rescan(sighting("one"), sighting("two"))
+    assert desk.statusdb.get("two") is not None
+
+
+@pytest.mark.parametrize("between", [0, BATCH])
+def test_two_runs_of_one_name_are_an_error_that_names_both_and_the_first_keeps_its_document(
+    desk: Desk, between: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = [sighting("same", sequencer="A"), *many(between), sighting("same", sequencer="B")]
+    desk.rescan(*both)
+    desk.rescan(*both)
+    desk.event(both[-1])
+    document = desk.statusdb.get("same")
+    assert document is not None
+    assert document["path"] == "/data/sequencing/A/same"
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert "'/data/sequencing/A/same'" in errors[0]
+    assert "'/data/sequencing/B/same'" in errors[0]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"run_\xff"), "_design", "x" * 250])
+def test_an_unusable_name_is_told_once_and_others_go_on(
+    desk: Desk, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        desk.rescan(sighting(name), sighting("fine"))
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "is not archived: its name" in caplog.text
+    assert desk.offered == ["fine"]
+
+
+def test_an_unusable_run_is_told_with_its_reason(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.event(sighting(state=State.UNUSABLE, reason="the sentinel is not a file"))
+    assert caplog.messages == ["'/data/sequencing/A/run_001' is not archived: the sentinel is not a file"]
+    assert caplog.records[0].levelno == logging.ERROR
+    assert desk.store.calls == []
+
+
+def test_a_held_run_is_a_warning_once_and_again_after_it_was_ready(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = sighting(state=State.HELD, reason="the sentinel holds exit code 23: the transfer failed")
+    desk.event(held)
+    desk.rescan(held)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "exit code 23" in caplog.text
+    assert desk.statusdb.get("run_001") is None
+    desk.event(sighting())
+    desk.event(held)
+    assert len(caplog.records) == 2
+
+
+def test_events_wait_for_a_database_that_is_away_and_none_is_lost(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.store.away = 5
+    for one in many(3):
+        desk.intake.put(one)
+    desk.intake.end()
+    desk.intake.follow(Impatient())
+    assert sorted(desk.offered) == ["run_00000", "run_00001", "run_00002"]
+    assert desk.metrics.counts() == {"noticed_by_event": 3}
+    assert "3 runs wait to be registered: away, for a test" in caplog.messages
+
+
+def test_a_rescan_that_the_database_broke_off_finds_the_same_again(desk: Desk) -> None:
+    desk.store.away = 1
+    with pytest.raises(StatusDBUnavailable):
+        desk.rescan(*many(3))
+    desk.rescan(*many(3))
+    assert len(desk.offered) == 3
+
+
+def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
+    for one in many(2 * BATCH):
+        desk.intake.put(one)
+    desk.intake.end()
+    desk.intake.follow(threading.Event())
+    assert len(desk.store.calls) == 4
+    assert len(set(desk.offered)) == 2 * BATCH
+
+
+def test_following_ends_when_it_is_told_to_though_the_database_stays_away(desk: Desk) -> None:
+    desk.store.away = 1_000_000_000
+    stop = Impatient()
+    desk.intake.put(sighting())
+    thread = threading.Thread(target=desk.intake.follow, args=(stop,))
+    thread.start()
+    wait_until(lambda: len(desk.store.calls) > 2, "some tries")
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_what_the_database_tells_is_counted_once_and_only_if_it_is_news(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    desk.event(sighting("ours"))
+    caplog.clear()
+    for name in ("ours", "theirs", "theirs"):
+        desk.intake.heard({"_id": name, "path": f"/data/sequencing/A/{name}", "status": "pending"})
+    assert desk.metrics.counts() == {"noticed_by_event": 1, "noticed_by_database": 1}
+    assert caplog.messages == ["'/data/sequencing/A/theirs' is pending, noticed by database"]
+    desk.rescan(sighting("theirs"))
+    assert desk.statusdb.get("theirs") is None  # it is known by now, as the database says
+
+
+def test_our_own_registration_is_no_news_even_while_it_is_being_written(desk: Desk) -> None:
+    desk.store.after_insert = lambda name: desk.intake.heard({"_id": name, "path": f"{ROOT}/A/{name}"})
+    desk.event(*many(3))
+    assert desk.metrics.counts() == {"noticed_by_event": 3}
+
+
+def test_events_and_rescans_at_once_register_each_run_exactly_once(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs = many(600)
+    threads = [threading.Thread(target=desk.rescan, args=runs) for _ in range(2)]
+    threads += [
+        threading.Thread(target=lambda part=part: [desk.event(one) for one in part]) for part in (runs[::2], runs[1::2])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    registered = [message for message in caplog.messages if message.startswith("registered")]
+    assert len(registered) == len(set(registered)) == 600
+    assert sum(desk.metrics.counts().values()) == 600
+    assert desk.statusdb.count_by_status() == {"pending": 600}

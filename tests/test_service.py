@@ -1,0 +1,171 @@
+"""The daemon as a process: its lock, its signals, what it takes back, and what it sweeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from facility import Daemon, Site, assert_same_tree, wait_until
+
+from watcher.errors import ConfigError
+from watcher.model import Document, Run
+from watcher.service import Notifier, worker_lock
+
+BIG = 80_000_000
+"""Bytes of a run that is still being archived when a signal comes."""
+
+
+def begin_big(site: Site, daemon: Daemon, name: str = "run_001") -> Path:
+    """Complete a big run and wait until its archive grows."""
+    run = site.complete(site.make_run(name, size=BIG))
+    wait_until(lambda: site.debris() or daemon.process.poll() is not None, "its archive grows")
+    return run
+
+
+def document(site: Site, name: str = "run_001") -> Document:
+    """Return a run's document, which there is."""
+    found = site.document(name)
+    assert found is not None
+    return found
+
+
+# One process a worker id
+
+
+def test_a_second_daemon_of_the_same_worker_id_refuses_to_start(site: Site) -> None:
+    site.start().wait_ready()
+    second = site.command()
+    assert second.returncode == 3
+    assert "worker_1" in second.stderr
+    assert "worker_id" in second.stderr
+
+
+def test_a_daemon_of_another_worker_id_starts_beside_the_first(site: Site) -> None:
+    site.start().wait_ready()
+    config = site.root / "other.yaml"
+    config.write_text(yaml.safe_dump(site.options | {"worker_id": "worker_2"}), encoding="utf-8")
+    assert site.start(config=config, log="other.log").wait_ready().stop() == 0
+
+
+def test_the_lock_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> None:
+    with worker_lock(tmp_path, "a/b"), pytest.raises(ConfigError, match="a/b"), worker_lock(tmp_path, "a/b"):
+        pass
+    with worker_lock(tmp_path, "a/b"):
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_restarted_daemon_takes_its_own_claims_back_at_once(site: Site) -> None:
+    site.configure(lease_seconds=3600)
+    first = site.start(log="first.log").wait_ready()
+    run = begin_big(site, first)
+    first.kill()
+    assert document(site)["status"] == "processing"
+    second = site.start(log="second.log").wait_ready()
+    second.wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
+    site.wait_for("run_001")
+    assert_same_tree(run, site.restore())
+    assert site.debris() == []
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_lets_all_runs_finish_and_takes_nothing_new(site: Site, number: signal.Signals) -> None:
+    daemon = site.start().wait_ready()
+    begin_big(site, daemon, "run_001")
+    begin_big(site, daemon, "run_002")
+    wait_until(lambda: site.statusdb().count_by_status().get("processing") == 2, "both are being archived")
+    daemon.signal(number)
+    daemon.wait_for_log("taking nothing new")
+    late = Run(site.complete(site.make_run("run_003")))
+    assert daemon.wait() == 0
+    assert {document(site, name)["status"] for name in ("run_001", "run_002")} == {"encrypted"}
+    found = site.document(late.name)
+    assert found is None or found["status"] == "pending"
+    assert site.debris() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, number: signal.Signals, code: int) -> None:
+    daemon = site.start().wait_ready()
+    begin_big(site, daemon)
+    daemon.signal(number)
+    daemon.wait_for_log("once more cancels it")
+    told_at = time.monotonic()
+    daemon.signal(number)
+    assert daemon.wait() == code
+    assert time.monotonic() - told_at < 5
+    found = document(site)
+    assert (found["status"], found["failure_count"]) == ("pending", 0)
+    assert "not_before" not in found
+    assert site.debris() == []
+
+
+# Sweeping
+
+DAY = 86400
+
+
+def stage(site: Site, token: str, age_seconds: float) -> Path:
+    """Leave a staged file of this token there that nobody has written for so long."""
+    path = site.archives / f".run_001.{token}.tar.gpg.partial"
+    path.write_bytes(b"partial")
+    then = time.time() - age_seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_old_debris_of_an_unknown_claim_is_swept_at_start_and_young_is_left(site: Site) -> None:
+    old, young = stage(site, "a" * 32, DAY + 60), stage(site, "b" * 32, DAY - 3600)
+    foreign = site.archives / ".something.else.partial"
+    foreign.touch()
+    os.utime(foreign, (0, 0))
+    site.start().wait_ready()
+    assert not old.exists()
+    assert young.exists()
+    assert foreign.exists()
+
+
+@pytest.mark.parametrize("place", ["claim", "archive", "last_claim"])
+def test_old_files_of_a_claim_that_a_document_names_are_kept(site: Site, place: str) -> None:
+    """The run is another machine's, so that nobody here works on it."""
+    token = "c" * 32
+    kept = stage(site, token, DAY + 60)
+    status = "processing" if place == "claim" else "failed"
+    named = {"claim": {"claim": {"token": token}}, "archive": {"archive": {"token": token}}}
+    fields = named.get(place, {"last_claim": token})
+    at = "2026-04-28T10:00:00+00:00"
+    contract = {"path": "/elsewhere/sequencer_A/run_001", "worker_id": "elsewhere", "failure_count": 0}
+    site.statusdb()
+    site.store().put({"_id": "run_001", "status": status, "created_at": at, "updated_at": at, **contract, **fields})
+    site.start().wait_ready()
+    assert kept.exists()
+
+
+# systemd
+
+
+def test_systemd_is_told_of_the_start_the_state_and_the_end(site: Site, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(60)
+        daemon = site.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        told: list[str] = []
+        while not any("READY=1" in text for text in told):
+            told.append(channel.recv(4096).decode())
+        assert "STATUS=" in told[0]
+        while not any("WATCHDOG=1" in text for text in told):
+            told.append(channel.recv(4096).decode())
+        assert daemon.stop() == 0
+        while not any("STOPPING=1" in text for text in told):
+            told.append(channel.recv(4096).decode())
+
+
+def test_without_systemd_nothing_is_sent() -> None:
+    Notifier(None).send("READY=1")
