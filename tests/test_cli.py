@@ -177,7 +177,7 @@ class Refuser(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815  # http.server's own names
+    do_HEAD = do_PUT = do_POST = do_GET  # http.server's own names
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet."""

@@ -125,7 +125,7 @@ _URL = Annotated[
 class _Section(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True):
     @model_validator(mode="before")
     @classmethod
-    def _a_key_without_a_value_is_not_given(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _a_key_without_a_value_is_not_given(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}

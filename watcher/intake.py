@@ -105,7 +105,8 @@ class Intake:
         for sighting in sightings:
             seen += 1
             # A rescan sees all runs there are; those that are known come out of the database if they are pending.
-            if self._is_acceptable(sighting) and not (noticed is Noticed.RESCAN and self._is_known(sighting.run)):
+            is_old = noticed is Noticed.RESCAN and sighting.state is State.READY and self._is_known(sighting.run)
+            if not is_old and self._is_acceptable(sighting):
                 ready.append(sighting.run)
         for start in range(0, len(ready), BATCH):
             self._register(ready[start : start + BATCH], noticed)

@@ -39,6 +39,9 @@ in another way than by opening it is never closed."""
 STOP_SECONDS = 1.0
 """How long a stop waits for the thread that reads; one that hangs in a dead file system is left behind."""
 
+RACY_SECONDS = 2.0
+"""A sentinel that changed so shortly before it was read may change again without its time of change showing it."""
+
 SENTINEL_BYTES = 64
 """Of a sentinel so much is read; an exit code has at most three digits."""
 
@@ -104,18 +107,25 @@ def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], flo
         if os.path.lexists(path / SENTINEL):
             return Sighting(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
         return Sighting(run, State.ABSENT)
-    return _inspect_directory(run, policy, now)
+    return _inspect_directory(run, policy, now, set())
 
 
-def _inspect_directory(run: Run, policy: Policy, now: Callable[[], float] = time.time) -> Sighting:
+def _inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: set[int]) -> Sighting:
     sentinel = f"{run.path}/{SENTINEL}"
     try:
-        mode = os.lstat(sentinel).st_mode
-        if stat.S_ISLNK(mode):
+        status = os.lstat(sentinel)
+        if stat.S_ISLNK(status.st_mode):
             return Sighting(run, State.READY)
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
-        return Sighting(run, State.READY) if policy is Policy.PRESENCE else _by_content(run, sentinel, now())
+        version = hash((sentinel, status.st_ino, status.st_ctime_ns))
+        if policy is Policy.PRESENCE or version in seen:
+            return Sighting(run, State.READY)
+        moment = now()
+        sighting = _by_content(run, sentinel, moment)
+        if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
+            seen.add(version)
+        return sighting
     except OSError as error:
         if error.errno in _NOT_THERE:
             return Sighting(run, State.ABSENT)
@@ -187,7 +197,8 @@ class Observer:
         self.close_seconds = close_seconds
         self._observer: BaseObserver | None = None
         self._emitter: _Emitter | None = None
-        self._complaints: dict[Path, str] = {}
+        self._complaints: dict[str, str] = {}
+        self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
         self.overflows = 0
 
     def start(self) -> None:
@@ -240,31 +251,32 @@ class Observer:
         """
         if self._emitter:
             self._emitter.begin_sweep()
-        for entry in self._list(self._root):
-            yield from self._sweep_sequencer(self._root / entry.name)
+        for entry in self._list(str(self._root)):
+            yield from self._sweep_sequencer(entry.path)
         if self._emitter:
             self._emitter.end_sweep()
 
     def handled(self, path: Path) -> None:
         """End the watch on a run whose sentinel has been dealt with."""
         if self._emitter:
-            self._emitter.unwatch(path)
+            self._emitter.unwatch(str(path))
 
-    # What events lead to; called by the emitter's threads
+    # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
 
-    def arrived(self, path: Path) -> None:
-        """Take in what has just appeared on one of the two levels."""
-        if path.name in self._ignore or self._emitter is None:
+    def arrived(self, directory: str, name: str) -> None:
+        """Take in what has just appeared in the root or in a sequencer."""
+        if name in self._ignore or self._emitter is None:
             return
-        if path.parent == self._root:
+        path = f"{directory}/{name}"
+        if directory == self._emitter.root:
             sightings = list(self._sweep_sequencer(path))
         else:
             sightings = [self._sweep_run(path, may_be_link=True)]
         for sighting in sightings:
             if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
-                self._emitter.report(sighting.run.path)
+                self._emitter.report(str(sighting.run.path))
 
-    def touched(self, path: Path) -> None:
+    def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
         sighting = self._look(path, may_be_link=True)
         if sighting.state not in (State.ABSENT, State.UNSETTLED):
@@ -281,18 +293,18 @@ class Observer:
             self._emitter.forget_open()
         self._on_lost("the kernel's event queue overflowed")
 
-    def _sweep_sequencer(self, sequencer: Path) -> Iterator[Sighting]:
+    def _sweep_sequencer(self, sequencer: str) -> Iterator[Sighting]:
         # Each directory is watched first and then looked at, so that there is no gap.
         if not os.path.isdir(sequencer):  # noqa: PTH112  # as above
             return
         if self._emitter:
             self._emitter.add(sequencer, _SEQUENCER_MASK)
         for entry in self._list(sequencer):
-            sighting = self._sweep_run(sequencer / entry.name, entry.is_symlink())
+            sighting = self._sweep_run(entry.path, entry.is_symlink())
             if sighting.state is not State.ABSENT or not entry.is_symlink():
                 yield sighting
 
-    def _sweep_run(self, path: Path, may_be_link: bool) -> Sighting:
+    def _sweep_run(self, path: str, may_be_link: bool) -> Sighting:
         sighting = self._look(path, may_be_link)
         if self._emitter and sighting.state is State.READY:
             self._emitter.unwatch(path)
@@ -300,15 +312,19 @@ class Observer:
             sighting = self._look(path, may_be_link)
         return sighting
 
-    def _look(self, path: Path, may_be_link: bool) -> Sighting:
-        sighting = inspect(path, self._policy) if may_be_link else _inspect_directory(Run(path), self._policy)
+    def _look(self, path: str, may_be_link: bool) -> Sighting:
+        run = Run(Path(path))
+        if may_be_link:
+            sighting = inspect(run.path, self._policy)
+        else:
+            sighting = _inspect_directory(run, self._policy, time.time, self._seen)
         if self._emitter and sighting.state in (State.READY, State.HELD) and self._emitter.is_open(path):
-            return Sighting(sighting.run, State.UNSETTLED)
+            return Sighting(run, State.UNSETTLED)
         if self._emitter and sighting.state is State.UNSETTLED:
             self._emitter.report_later(path, SETTLE_SECONDS)
         return sighting
 
-    def _list(self, path: Path) -> list[os.DirEntry[str]]:
+    def _list(self, path: str) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(path) as entries:
                 found = [
@@ -322,8 +338,8 @@ class Observer:
         self._complaints.pop(path, None)
         return found
 
-    def _complain(self, path: Path, error: OSError) -> None:
-        vanished = error.errno in _NOT_THERE and path != self._root
+    def _complain(self, path: str, error: OSError) -> None:
+        vanished = error.errno in _NOT_THERE and path != str(self._root)
         reason = error.strerror or str(error)
         if not vanished and self._complaints.get(path) != reason:
             self._complaints[path] = reason
@@ -337,7 +353,7 @@ class _Handler(FileSystemEventHandler):
         self._tree = tree
 
     def on_closed(self, event: FileSystemEvent) -> None:
-        self._tree.touched(Path(os.fsdecode(event.src_path)).parent)
+        self._tree.touched(os.path.dirname(os.fsdecode(event.src_path)))  # noqa: PTH120  # plain text, as above
 
 
 class _Emitter(EventEmitter):
@@ -358,18 +374,19 @@ class _Emitter(EventEmitter):
         super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter)
         self.name = "settle"
         self.tree = tree
-        self.root = Path(watch.path)
+        self.root = watch.path
+        self._run_depth = watch.path.count("/") + 2
         self.refused = 0
         self._refusal: OSError | None = None
         self._told_refused = 0
         self._reader: _Reader | None = None
         self._lock = threading.RLock()
         self._ids = itertools.count()
-        self._watches: dict[Path, tuple[WatchDescriptor, CallbackId]] = {}
+        self._watches: dict[str, tuple[WatchDescriptor, CallbackId]] = {}
         self._root_identity: tuple[int, int] | None = None
         self._swept_from = 0
-        self._open: dict[Path, float] = {}
-        self._due: list[tuple[float, Path]] = []
+        self._open: dict[str, float] = {}
+        self._due: list[tuple[float, str]] = []
         self._changed = threading.Condition()
 
     # The settling thread
@@ -393,11 +410,11 @@ class _Emitter(EventEmitter):
             if self.should_keep_running():
                 self._changed.wait(self._due[0][0] - time.monotonic() if self._due else None)
 
-    def report(self, run: Path) -> None:
+    def report(self, run: str) -> None:
         """Hand the run's sentinel to the handler."""
         self.queue_event(FileClosedEvent(f"{run}/{SENTINEL}"))
 
-    def report_later(self, run: Path, seconds: float) -> None:
+    def report_later(self, run: str, seconds: float) -> None:
         """Hand the run's sentinel to the handler after `seconds`."""
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + seconds, run))
@@ -422,7 +439,11 @@ class _Emitter(EventEmitter):
         """Return how many directories are watched."""
         return len(self._watches)
 
-    def is_open(self, run: Path) -> bool:
+    def is_run(self, path: str) -> bool:
+        """Say whether a watched directory is a run, and neither the root nor a sequencer."""
+        return path.count("/") == self._run_depth
+
+    def is_open(self, run: str) -> bool:
         """Say whether the run's sentinel was seen being created and has not been closed yet."""
         return self._open.get(run, 0.0) > time.monotonic()
 
@@ -450,7 +471,7 @@ class _Emitter(EventEmitter):
             logger.warning("%s", _advice(self._refusal, self.count(), self.refused))
         self._told_refused = self.refused
 
-    def add(self, path: Path, mask: int) -> bool:
+    def add(self, path: str, mask: int) -> bool:
         """Watch the directory that has this path now; say whether it was not watched before.
 
         The kernel knows: it gives a directory that is watched already the same descriptor once more.
@@ -465,7 +486,7 @@ class _Emitter(EventEmitter):
                 self._reader.remove_callbacks([former])
             return watch is not None and (former is None or former[0] != watch[0])
 
-    def _add(self, path: Path, mask: int) -> tuple[WatchDescriptor, CallbackId] | None:
+    def _add(self, path: str, mask: int) -> tuple[WatchDescriptor, CallbackId] | None:
         if self._reader is None:
             self.refused += 1
             return None
@@ -484,16 +505,17 @@ class _Emitter(EventEmitter):
             return None
         return descriptor, watch_id
 
-    def unwatch(self, path: Path) -> None:
+    def unwatch(self, path: str) -> None:
         """End the watch on a directory and on those below it, if there are any."""
+        if path not in self._watches:
+            return  # as most runs are, in every sweep: no need to wait for the lock
         with self._lock:
-            gone = [path]
-            if path == self.root:
-                gone = list(self._watches)
-            elif path.parent == self.root:
-                gone += [watched for watched in self._watches if watched.parent == path]
-            held = [self._watches.pop(one) for one in gone if one in self._watches]
-            self._open.pop(path, None)
+            gone = [path] if path in self._watches else []
+            if not self.is_run(path):
+                gone += [watched for watched in self._watches if watched.startswith(f"{path}/")]
+            held = [self._watches.pop(one) for one in gone]
+            for one in gone:
+                self._open.pop(one, None)
             if self._reader is not None and held:
                 self._reader.remove_callbacks(held)
 
@@ -513,7 +535,7 @@ class _Emitter(EventEmitter):
 
     # What inotify tells
 
-    def sentinel_touched(self, run: Path, is_new: bool) -> None:
+    def sentinel_touched(self, run: str, is_new: bool) -> None:
         """Take in an event of the run's sentinel. A new file's content is there when it is closed, not before."""
         if is_new and _is_being_made(f"{run}/{SENTINEL}"):
             with self._lock:
@@ -524,7 +546,7 @@ class _Emitter(EventEmitter):
             self._open.pop(run, None)
             self.report(run)
 
-    def gone(self, path: Path, descriptor: WatchDescriptor) -> None:
+    def gone(self, path: str, descriptor: WatchDescriptor) -> None:
         """Note that a watched directory went away, or that the kernel has ended its watch."""
         with self._lock:
             watch = self._watches.get(path)
@@ -556,10 +578,10 @@ class _Watched:
 
     __slots__ = ("_emitter", "_is_run", "_path")
 
-    def __init__(self, emitter: _Emitter, path: Path) -> None:
+    def __init__(self, emitter: _Emitter, path: str) -> None:
         self._emitter = emitter
         self._path = path
-        self._is_run = emitter.root not in (path, path.parent)
+        self._is_run = emitter.is_run(path)
 
     def on_event(self, event: InotifyEvent) -> None:
         """React to what happened to the directory or in it."""
@@ -571,10 +593,10 @@ class _Watched:
             if name == SENTINEL:
                 emitter.sentinel_touched(self._path, event.is_create)
         elif event.is_moved_from:
-            emitter.unwatch(self._path / name)
+            emitter.unwatch(f"{self._path}/{name}")
         else:
             # Links too: one may stand for a sequencer, or be reported as a run that cannot be taken.
-            emitter.tree.arrived(self._path / name)
+            emitter.tree.arrived(self._path, name)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """Note that the kernel has ended this watch."""
@@ -584,7 +606,7 @@ class _Watched:
         """Do nothing: `_Reader` tells it for all watches at once."""
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
     except OSError:

@@ -291,12 +291,12 @@ class Worker:
                 del self._jobs[job.run.name]
 
     def _reserve(self, job: Job, needs_room: bool) -> NoSpace | None:
+        try:
+            free = self._shelf.free_bytes(job.run.name)  # not under the lock: a disk that hangs would keep `cancel` out
+        except NoSpace as error:
+            return error
         with self._lock:
             promised = sum(other.bytes_to_come for other in self._jobs.values())
-            try:
-                free = self._shelf.free_bytes(job.run.name)
-            except NoSpace as error:
-                return error
             if needs_room and job.size + promised + self._settings.minimum_free_space > free:
                 return NoSpace(
                     f"'{self._shelf.destination}' has {free} bytes free; the run needs {job.size}, running jobs "

@@ -148,7 +148,7 @@ def test_ctrl_c_twice_at_a_terminal_cancels(site: Site) -> None:
     site.complete(site.make_run(size=600_000_000))
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)  # noqa: S606
+        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)
     wait_until(site.debris, "the archive grows")
     os.write(terminal, b"\x03")
     said = read_until(terminal, b"finishing what runs")

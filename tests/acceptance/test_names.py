@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from couchdb_server import Database
-from facility import Daemon, Site, assert_same_tree
+from facility import Site, assert_same_tree
 
 from watcher.sentinels import SENTINEL
 

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from couchdb_server import Database
 from facility import COMMAND, Daemon, Site, assert_same_tree, wait_until
 from fault_proxy import Fault, FaultProxy
-
-from couchdb_server import Database
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 LIMIT_SECONDS = 5.0
@@ -95,7 +94,7 @@ def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site) -> None:
     site.complete(site.make_run(size=150_000_000))
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)  # noqa: S606
+        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)
     site.wait_for(status="processing")
     wait_until(site.debris, "the archive grows")
     os.write(terminal, b"\x03")

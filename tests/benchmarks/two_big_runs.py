@@ -1,6 +1,6 @@
 """How much memory does the watcher take, and how long, for two large runs of many files at once?
 
-  python tests/benchmarks/two_big_runs.py --gigabytes 2 --files 20000
+python tests/benchmarks/two_big_runs.py --gigabytes 2 --files 20000
 """
 
 from __future__ import annotations

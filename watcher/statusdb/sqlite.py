@@ -61,9 +61,10 @@ class _Opened:
 class SQLiteStore:
     """Run documents in the file `path`. `wait` is a stop event's `wait`: true means give up waiting."""
 
-    def __init__(self, path: Path, wait: Callable[[float], bool]) -> None:
+    def __init__(self, path: Path, wait: Callable[[float], bool], busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
         self._wait = wait
+        self._busy_seconds = busy_seconds
         self._local = threading.local()
         self._all: list[_Opened] = []
         self._lock = threading.Lock()
@@ -78,7 +79,7 @@ class SQLiteStore:
             try:
                 return self._create()
             except sqlite3.Error as error:
-                if not _is_busy(error):
+                if _primary(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise ConfigError(
                         f"statusdb.url: SQLite file '{self._path}': {error}; is it a writable SQLite file?"
                     ) from error
@@ -213,7 +214,7 @@ class SQLiteStore:
             self._forget()
             opened = None
         if opened is None:
-            opened = _Opened(self._connect("rw"), _identity(self._path))
+            opened = _Opened(self._connect_as_allowed(), _identity(self._path))
             with self._lock:
                 self._all.append(opened)
             self._local.opened = opened
@@ -229,17 +230,31 @@ class SQLiteStore:
             self._all = [one for one in self._all if one is not opened]
         opened.close()
 
+    def _connect_as_allowed(self) -> sqlite3.Connection:
+        try:
+            return self._connect("rw")
+        except sqlite3.OperationalError as error:
+            # Who may only read cannot make the files that go with a journal; without one, no watcher runs
+            # and nothing changes while we look.
+            if _primary(error) != sqlite3.SQLITE_READONLY or os.path.lexists(f"{self._path}-wal"):
+                raise
+            return self._connect("ro&immutable=1")
+
     def _connect(self, mode: str) -> sqlite3.Connection:
         # Only `prepare` makes a file: elsewhere an empty one in place of what is gone would hide the loss.
         connection = sqlite3.connect(
             f"file:{quote(str(self._path))}?mode={mode}",
             uri=True,
-            timeout=BUSY_SECONDS,
+            timeout=self._busy_seconds,
             isolation_level=None,
             check_same_thread=False,
         )
-        # Each commit reaches the disk: a claim or a record that was answered must outlive the power.
-        connection.execute("pragma synchronous = full")
+        try:
+            # Each commit reaches the disk: a claim or a record that was answered must outlive the power.
+            connection.execute("pragma synchronous = full")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
 
@@ -248,8 +263,9 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _primary(error: sqlite3.Error) -> int:
+    """Return SQLite's own number for what is wrong, without the details; 0 for an error of Python's."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _document(body: str, rev: int) -> Document:
