@@ -28,18 +28,14 @@ from facility import Site, wait_until
 from watcher.archive import (
     MAX_RUN_NAME_BYTES,
     NAME_MAX,
-    PIPE_BYTES,
     Shelf,
-    TarStream,
     reading,
-    run_size,
-    tar_command,
-    tar_version,
     writing,
 )
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFailed, RunNotSettled, TarFailed
 from watcher.job import Job
 from watcher.model import Archive, Run, TarReport
+from watcher.tar import PIPE_BYTES, TarStream, run_size, tar_command, tar_version
 
 BIG = 4 * PIPE_BYTES
 """tar blocks in the middle of a file of this size until somebody reads."""
@@ -322,7 +318,7 @@ def test_of_many_warnings_only_the_last_are_kept(run: Run, monkeypatch: pytest.M
 UNREADABLE = """
     import sys
     from pathlib import Path
-    from watcher.archive import TarStream
+    from watcher.tar import TarStream
     from watcher.errors import TarFailed
     from watcher.job import Job
     from watcher.model import Run

@@ -30,6 +30,7 @@ Where the code left the design it was built to, and why:
 - gpg's output comes through a pipe and is written here, so that a full or failing disk is an errno and
   not gpg's words, and the `fsync` is on the descriptor that wrote. (`watcher.archive.writing`)
 - `job` is a room of its own below the adapters: what tar, gpg, the leases and the main thread share.
+- `tar` is a room beside `archive`: the stream of a run, and the files that it ends in, are two jobs.
 - `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
   runs to free threads.
 - A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.

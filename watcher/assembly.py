@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from watcher import crypto, worker
-from watcher.archive import Shelf, tar_version
+from watcher.archive import Shelf
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
@@ -19,6 +19,7 @@ from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
 from watcher.statusdb.store import DocumentStore
+from watcher.tar import tar_version
 
 
 def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:

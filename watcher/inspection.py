@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher import assembly, crypto
-from watcher.archive import MAX_RUN_NAME_BYTES, tar_version
+from watcher.archive import MAX_RUN_NAME_BYTES
 from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
 from watcher.intake import collision
@@ -23,6 +23,7 @@ from watcher.journal import printable
 from watcher.model import Document, Status
 from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, Sighting, State, file_system_type, unusable_name
 from watcher.statusdb import StatusDB
+from watcher.tar import tar_version
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 

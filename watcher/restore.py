@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from watcher import crypto
-from watcher.archive import Shelf, tar_environment
+from watcher.archive import Shelf
 from watcher.errors import RestoreFailed, UnknownRun, WatcherError
 from watcher.job import Job
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
+from watcher.tar import tar_environment
 
 WORDS_BYTES = 500
 """tar's last words in an error are cut to this."""

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from watcher import crypto
-from watcher.archive import Shelf, TarStream, reading, run_size, writing
+from watcher.archive import Shelf, reading, writing
 from watcher.errors import ClaimLost, Interrupted, NoSpace, NotTheRunsFault, RunFailed, RunNotSettled, ValidateFailed
 from watcher.job import Job
 from watcher.lease import Lease, LeaseKeeper
 from watcher.model import MAX_RETRY_DELAY_SECONDS, Archive, Claim, Document, EncryptedArchive, Phase, Run
 from watcher.sentinels import Policy, State, inspect
 from watcher.statusdb import StatusDB
+from watcher.tar import TarStream, run_size
 
 LONGEST_PAUSE_SECONDS = 60.0
 """Between tries of a finished archive's last steps, while the database or the recipient's key is away."""
