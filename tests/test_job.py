@@ -258,11 +258,29 @@ def test_a_job_cancelled_for_another_reason_is_not_stalled_as_well() -> None:
         job.check()
 
 
-def test_thousands_of_children_leave_no_process_and_no_descriptor_behind(job: Job) -> None:
+def test_a_phase_that_begins_while_somebody_looks_is_not_stalled() -> None:
+    clock = Clock()
+    looked_at: list[Job] = []
+    found: list[bool] = []
+
+    def look_then_tell() -> float:
+        while looked_at:
+            found.append(looked_at.pop().cancel_if_stalled(900))
+        return clock()
+
+    beginning = Job(RUN, clock=look_then_tell)
+    clock.seconds += 1000
+    looked_at.append(beginning)
+    beginning.enter(Phase.ARCHIVING)
+    assert found == [False]
+    beginning.check()
+
+
+def test_children_that_have_ended_leave_no_process_and_no_descriptor_behind(job: Job) -> None:
     before = len(os.listdir("/proc/self/fd"))
+    pids = []
     for _ in range(200):
-        with job.child(["true"], stdout=subprocess.DEVNULL):
-            pass
-    assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        with job.child(["true"], stdout=subprocess.DEVNULL) as process:
+            pids.append(process.pid)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert len(os.listdir("/proc/self/fd")) <= before

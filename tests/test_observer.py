@@ -667,6 +667,26 @@ def test_an_observer_that_was_not_started_or_is_stopped_is_not_alive(root: Path,
     watch.observer.handled(root / "A" / "run")
 
 
+def test_a_run_may_be_handled_while_the_observer_is_started_anew(watch: Watch) -> None:
+    ended, failures = threading.Event(), []
+
+    def handle() -> None:
+        try:
+            while not ended.is_set():
+                watch.observer.handled(watch.root / "A" / "run")
+        except Exception as error:  # noqa: BLE001  # the thread's, for the test to show
+            failures.append(error)
+
+    thread = threading.Thread(target=handle)
+    thread.start()
+    for _ in range(30):
+        watch.observer.restart()
+        watch.sweep()
+    ended.set()
+    thread.join()
+    assert failures == []
+
+
 # Everything at once
 
 

@@ -251,6 +251,7 @@ def test_a_run_that_its_owner_may_not_write_comes_back_as_it_was(site_of_nobody:
     run = site.complete(site.make_run())
     (run / "Empty").chmod(0o555)
     (run / "RunInfo.xml").chmod(0o444)
+    (run / "Data").chmod(0o777)  # more than the umask leaves
     run.chmod(0o555)
     to = site.root / "to"
     to.mkdir()

@@ -383,33 +383,43 @@ def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(
 
 
 OPENED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from watcher.sentinels import Observer
 seen = []
 sys.addaudithook(lambda event, args: seen.append(f"{event} {args[0]}") if event in ("open", "os.scandir") else None)
-sightings = list(Observer(Path(sys.argv[1]), print, print).sweep())
-opened = [line for line in seen if sys.argv[1] in line]
-print(len(sightings), *opened, sep="\\n")
+observer = Observer(Path(sys.argv[1]), print, print, now=lambda: time.time() + 60)
+for _ in range(2):
+    print(len(list(observer.sweep())), *sorted(line for line in seen if sys.argv[1] in line), sep="\\n")
+    seen.clear()
 """
 
 
-def test_a_sweep_lists_two_levels_and_opens_nothing_but_sentinels(tmp_path: Path) -> None:
+def test_a_sweep_lists_two_levels_and_opens_nothing_but_sentinels_and_those_only_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     make(root, "A/ready/Data/L001", None)
     (root / "A" / "ready" / SENTINEL).write_text("0\n")
     (root / "A" / "ready" / "RunInfo.xml").touch()
     make(root, "A/empty", "")
+    make(root, "A/held", "23\n")
     make(root, "B/open/Data/L001")
     command = [sys.executable, "-c", OPENED, str(root)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert output[0] == "3"
-    assert sorted(output[1:]) == sorted(
-        [
-            f"os.scandir {root}",
-            f"os.scandir {root / 'A'}",
-            f"os.scandir {root / 'B'}",
-            f"open {root / 'A' / 'ready' / SENTINEL}",
-            f"open {root / 'A' / 'empty' / SENTINEL}",
-        ]
-    )
+    listed = [f"os.scandir {path}" for path in (root, root / "A", root / "B")]
+    held, empty, ready = (f"open {root / 'A' / run / SENTINEL}" for run in ("held", "empty", "ready"))
+    assert output == ["4", empty, held, ready, *listed, "4", held, *listed]
+
+
+@pytest.mark.parametrize("age", [60.0, 0.0])
+def test_a_sentinel_that_was_ready_is_read_again_when_it_has_changed(tmp_path: Path, age: float) -> None:
+    make(tmp_path, "A/run", "0\n")
+    sentinel = tmp_path / "A" / "run" / SENTINEL
+    observer = Observer(tmp_path, lambda _: None, lambda _: None, now=lambda: sentinel.stat().st_ctime + age)
+    states = []
+    for content in ("0\n", "1\n", "0\n", "2\n"):
+        before = sentinel.stat().st_ctime_ns
+        sentinel.write_text(content)
+        while age and sentinel.stat().st_ctime_ns == before:  # the clock of a file system may be coarse
+            sentinel.write_text(content)
+        states += [sighting.state for sighting in observer.sweep()]
+    assert states == [State.READY, State.HELD, State.READY, State.HELD]

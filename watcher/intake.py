@@ -101,15 +101,15 @@ class Intake:
 
         Raises StatusDBUnavailable; then all of it may be done again.
         """
-        seen, ready = 0, []
+        seen, ready = 0, []  # of paths as text: a Path takes four times the memory, and there may be many
         for sighting in sightings:
             seen += 1
             # A rescan sees all runs there are; those that are known come out of the database if they are pending.
             is_old = noticed is Noticed.RESCAN and sighting.state is State.READY and self._is_known(sighting.run)
             if not is_old and self._is_acceptable(sighting):
-                ready.append(sighting.run)
+                ready.append(str(sighting.run.path))
         for start in range(0, len(ready), BATCH):
-            self._register(ready[start : start + BATCH], noticed)
+            self._register([Run(Path(path)) for path in ready[start : start + BATCH]], noticed)
         return seen
 
     def heard(self, document: Document) -> None:
@@ -240,7 +240,7 @@ def _feed_pauses() -> Iterator[float]:
 def collision(run: Run, document: Document) -> str:
     """Return the words for a run whose name another path, or a document that is no run's, has."""
     if not document:
-        return "the status database does not take its document; rename the run, or ask who runs the database why"
+        return "the status database takes no document for it: its path is no UTF-8, or the database forbids it"
     if model.status_of(document) is None:
         return f"collision: document '{run.name}' in the status database is no run's; rename the run, or remove it"
     return f"collision: '{path_of(document)}' has the same name and is registered; rename one of them"

@@ -52,8 +52,8 @@ class Job:
     def enter(self, phase: Phase, bytes_total: int = 0) -> None:
         """Begin a phase in which `bytes_total` bytes are expected. Raises the reason if cancelled."""
         self.check()
+        self._moved_at = self._clock()  # first: who looks in between must not find a new phase that stands still
         self._progress = Progress(phase, 0, bytes_total)
-        self._moved_at = self._clock()
 
     def moved(self, count: int) -> None:
         """Note `count` more bytes. Raises the reason if cancelled."""

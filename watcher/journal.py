@@ -39,15 +39,16 @@ def configure(level: str, log_file: Path | None = None) -> None:
     logging.raiseExceptions = False
     logging.basicConfig(level=level.replace("WARNING", "WARN"), handlers=handlers, force=True)
     for noisy in ("pycouchdb", "urllib3", "watchdog"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 class JournalHandler(logging.Handler):
     """Sends records to journald's socket, with a traceback in the message if there is one."""
 
-    def __init__(self, transport: JournaldTransport) -> None:
+    def __init__(self, socket_path: Path) -> None:
         super().__init__()
-        self._transport = transport
+        # Addressed anew with each line: a connection would be dead for good once journald was away for one.
+        self._transport = JournaldTransport(socket_path, connected=False)
         self.setFormatter(OneLine("%(about)s%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -86,6 +87,7 @@ class OneLine(logging.Formatter):
     """Keeps a message on one line, whatever a run's name has in it: nobody forges a log line with a name."""
 
     converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03d"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
@@ -103,13 +105,14 @@ class OneLine(logging.Formatter):
 def _journal() -> JournalHandler | None:
     """Return a handler for journald if standard error leads there, as systemd's `$JOURNAL_STREAM` tells."""
     try:
-        return JournalHandler(JournaldTransport()) if check_journal_stream() else None
+        leads_there = check_journal_stream() and JournaldTransport.SOCKET_PATH.is_socket()
     except (OSError, ValueError, AttributeError):
-        return None  # no such socket, no such variable as we know, or no standard error
+        leads_there = False  # no such variable as we know, or no standard error
+    return JournalHandler(JournaldTransport.SOCKET_PATH) if leads_there else None
 
 
 def _text(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(OneLine(FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    handler.setFormatter(OneLine(FORMAT))
     return handler
 
 

@@ -188,6 +188,7 @@ class Observer:
         ignore: Collection[str] = (),
         policy: Policy = Policy.EXIT_CODE,
         close_seconds: float = CLOSE_SECONDS,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._root = root
         self._ignore = frozenset(ignore)
@@ -195,6 +196,7 @@ class Observer:
         self._on_sighting = on_sighting
         self._on_lost = on_lost
         self.close_seconds = close_seconds
+        self._now = now
         self._observer: BaseObserver | None = None
         self._emitter: _Emitter | None = None
         self._complaints: dict[str, str] = {}
@@ -237,44 +239,48 @@ class Observer:
     @property
     def watches(self) -> int:
         """How many directories are watched."""
-        return self._emitter.count() if self._emitter else 0
+        emitter = self._emitter
+        return emitter.count() if emitter else 0
 
     @property
     def unwatched(self) -> int:
         """How many directories could not be watched since the last sweep began."""
-        return self._emitter.refused if self._emitter else 0
+        emitter = self._emitter
+        return emitter.refused if emitter else 0
 
     def sweep(self) -> Iterator[Sighting]:
         """Walk all sequencers, make sure that every watch is where it should be, and yield each run's state.
 
         What was lost before the sweep began is found by it; what comes later, by events.
         """
-        if self._emitter:
-            self._emitter.begin_sweep()
+        emitter = self._emitter
+        if emitter:
+            emitter.begin_sweep()
         for entry in self._list(str(self._root)):
             yield from self._sweep_sequencer(entry.path)
-        if self._emitter:
-            self._emitter.end_sweep()
+        if emitter:
+            emitter.end_sweep()
 
     def handled(self, path: Path) -> None:
         """End the watch on a run whose sentinel has been dealt with."""
-        if self._emitter:
-            self._emitter.unwatch(str(path))
+        if emitter := self._emitter:  # another thread may stop the observer meanwhile
+            emitter.unwatch(str(path))
 
     # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
 
     def arrived(self, directory: str, name: str) -> None:
         """Take in what has just appeared in the root or in a sequencer."""
-        if name in self._ignore or self._emitter is None:
+        emitter = self._emitter
+        if name in self._ignore or emitter is None:
             return
         path = f"{directory}/{name}"
-        if directory == self._emitter.root:
+        if directory == emitter.root:
             sightings = list(self._sweep_sequencer(path))
         else:
             sightings = [self._sweep_run(path, may_be_link=True)]
         for sighting in sightings:
             if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
-                self._emitter.report(str(sighting.run.path))
+                emitter.report(str(sighting.run.path))
 
     def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
@@ -289,39 +295,39 @@ class Observer:
     def overflowed(self) -> None:
         """Count an overflow of the kernel's queue, and tell."""
         self.overflows += 1
-        if self._emitter:
-            self._emitter.forget_open()
+        if emitter := self._emitter:
+            emitter.forget_open()
         self._on_lost("the kernel's event queue overflowed")
 
     def _sweep_sequencer(self, sequencer: str) -> Iterator[Sighting]:
         # Each directory is watched first and then looked at, so that there is no gap.
-        if not os.path.isdir(sequencer):  # noqa: PTH112  # as above
+        if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
             return
-        if self._emitter:
-            self._emitter.add(sequencer, _SEQUENCER_MASK)
+        if emitter := self._emitter:
+            emitter.add(sequencer, _SEQUENCER_MASK)
         for entry in self._list(sequencer):
             sighting = self._sweep_run(entry.path, entry.is_symlink())
             if sighting.state is not State.ABSENT or not entry.is_symlink():
                 yield sighting
 
     def _sweep_run(self, path: str, may_be_link: bool) -> Sighting:
-        sighting = self._look(path, may_be_link)
-        if self._emitter and sighting.state is State.READY:
-            self._emitter.unwatch(path)
-        elif self._emitter and self._emitter.add(path, _RUN_MASK):
+        emitter, sighting = self._emitter, self._look(path, may_be_link)
+        if emitter and sighting.state is State.READY:
+            emitter.unwatch(path)
+        elif emitter and emitter.add(path, _RUN_MASK):
             sighting = self._look(path, may_be_link)
         return sighting
 
     def _look(self, path: str, may_be_link: bool) -> Sighting:
-        run = Run(Path(path))
+        emitter, run = self._emitter, Run(Path(path))
         if may_be_link:
-            sighting = inspect(run.path, self._policy)
+            sighting = inspect(run.path, self._policy, self._now)
         else:
-            sighting = _inspect_directory(run, self._policy, time.time, self._seen)
-        if self._emitter and sighting.state in (State.READY, State.HELD) and self._emitter.is_open(path):
+            sighting = _inspect_directory(run, self._policy, self._now, self._seen)
+        if emitter and sighting.state in (State.READY, State.HELD) and emitter.is_open(path):
             return Sighting(run, State.UNSETTLED)
-        if self._emitter and sighting.state is State.UNSETTLED:
-            self._emitter.report_later(path, SETTLE_SECONDS)
+        if emitter and sighting.state is State.UNSETTLED:
+            emitter.report_later(path, SETTLE_SECONDS)
         return sighting
 
     def _list(self, path: str) -> list[os.DirEntry[str]]:

@@ -281,6 +281,7 @@ class Service:
         self._intake.put(sighting)  # type: ignore[arg-type]
 
     def _lost(self, why: str) -> None:
+        self._metrics.add("events_lost")
         self._inbox.put(why)
 
     def _offer(self, document: Document) -> None:

@@ -134,14 +134,15 @@ def test_what_this_user_may_not_do_is_refused_and_named(
 
 
 def test_once_finishes_what_it_has_begun_at_the_first_signal(site: Site) -> None:
+    site.configure(max_concurrent_jobs=1)
     for number in range(3):
         site.complete(site.make_run(f"run_{number}", size=150_000_000))
     daemon = site.start("once")
-    wait_until(lambda: len(site.debris()) == 2, "two archives grow")
+    daemon.wait_for_log(": claimed")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    assert site.statusdb().count_by_status() == {"encrypted": 2, "pending": 1}
-    assert site.debris() == []
+    assert ": claimed" not in daemon.log.partition("finishing what runs")[2]
+    assert site.statusdb().count_by_status() == {"encrypted": 1, "pending": 2}
 
 
 def test_ctrl_c_twice_at_a_terminal_cancels(site: Site) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from couchdb_server import PouchServer
-from facility import Site, keyring, make_key
+from facility import Daemon, Site, keyring, make_key
 
 RECIPIENT = "ops@example.org"
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -45,6 +47,25 @@ def facility(statusdb: str = "sqlite", directory: str = "", **options: object) -
             url = os.environ.get("COUCHDB_URL") or stack.enter_context(PouchServer()).url
             site.use_couchdb(url, f"bench_{os.getpid()}")
         yield site
+
+
+def end(daemon: Daemon) -> None:
+    """End the watcher at once, its children with it."""
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+
+
+def address(site: Site) -> str:
+    """Return the address of a site's CouchDB database, with credentials if there are any."""
+    statusdb = site.options["statusdb"]
+    scheme, _, host = statusdb["url"].partition("://")
+    login = (
+        f"{quote(statusdb['username'], safe='')}:{quote(statusdb['password'], safe='')}@"
+        if "username" in statusdb
+        else ""
+    )
+    return f"{scheme}://{login}{host}/{quote(statusdb['database'], safe='')}"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import bench
 import requests
-from facility import PATIENCE_SECONDS, SENTINEL, Site
+from facility import PATIENCE_SECONDS, Site
+
+from watcher.sentinels import SENTINEL
 
 LOOK_SECONDS = 0.0003
 LOADED_RUNS = 20
@@ -73,11 +74,10 @@ def follow_sqlite(site: Site, sightings: Sightings, ended: threading.Event) -> N
 
 def follow_couchdb(site: Site, sightings: Sightings, ended: threading.Event) -> None:
     """Follow the server's own feed, which sends a line a change."""
-    statusdb = site.options["statusdb"]
-    address = f"{statusdb['url']}/{quote(statusdb['database'], safe='')}/_changes"
     query = {"feed": "continuous", "since": "now", "include_docs": "true", "heartbeat": "1000"}
-    login = (statusdb["username"], statusdb["password"]) if "username" in statusdb else None
-    with requests.get(address, params=query, auth=login, stream=True, timeout=PATIENCE_SECONDS) as answer:
+    address = f"{bench.address(site)}/_changes"
+    plain = {"Accept-Encoding": "identity"}  # gzip would keep lines back until it has enough of them
+    with requests.get(address, params=query, headers=plain, stream=True, timeout=PATIENCE_SECONDS) as answer:
         for line in answer.iter_lines(chunk_size=1):
             if ended.is_set():
                 return

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from couchdb_replay import Exchange, ReplayServer
 from couchdb_server import Database
 from databases import (
     RUN,
@@ -225,6 +228,36 @@ def test_a_document_without_path_or_status_names_no_run(store: DocumentStore) ->
     assert [document["_id"] for document in registration.known] == ["run_002"]
     assert statusdb.known([RUN]) == {}
     assert path_of(registration.collisions[0][1]) == Path()
+
+
+def test_a_path_that_is_no_text_keeps_no_other_run_from_being_registered(store: DocumentStore) -> None:
+    strange = Run(Path("/data/sequencing/sequencer_\udcff/run_002"))
+    registration = statusdb_of(store).register([strange, RUN])
+    assert registration.new == (RUN,)
+    assert registration.collisions == ((strange, {}),)
+    assert store.get("run_002") is None
+
+
+def test_a_run_that_the_database_refuses_keeps_no_other_from_being_registered(
+    couch_line: tuple[Line, FaultProxy],
+) -> None:
+    """As a validation function of the site's own does: CouchDB then answers per document."""
+    line, proxy = couch_line
+    refused = {"id": "run_001", "error": "forbidden", "reason": "not this one"}
+    answers = json.dumps([refused, {"ok": True, "id": "run_002", "rev": "1-a"}])
+    written = Exchange("", "", "POST", "/", True, None, 201, (("Content-Type", "application/json"),), answers)
+    real = proxy.upstream
+    with ReplayServer(lambda request: written) as refusing:
+
+        def divert(request: Request) -> Fault:
+            proxy.upstream = urlsplit(refusing.url) if "_bulk_docs" in request.path else real
+            return Fault.PASS
+
+        proxy.plan = divert
+        other = Run(Path("/data/sequencing/sequencer_A/run_002"))
+        registration = line.statusdb.register([RUN, other])
+    assert registration.new == (other,)
+    assert registration.collisions == ((RUN, {}),)
 
 
 def test_runs_are_registered_a_thousand_in_two_requests_and_known_ones_in_one(

@@ -67,13 +67,15 @@ class StatusDB:
     def register(self, runs: Iterable[Run]) -> Registration:
         """Make a pending document for each run that has none, a thousand in one request.
 
-        Two of `runs` with one name count as a collision like one with a registered run.
+        Two of `runs` with one name count as a collision like one with a registered run, and so does one whose
+        path is no UTF-8: CouchDB would refuse all thousand for it.
         """
         wanted: dict[str, Run] = {}
         seen: dict[Path, Run] = {}
         for run in runs:
             seen[run.path] = run
-            wanted.setdefault(run.name, run)
+            if _is_text(str(run.path)):
+                wanted.setdefault(run.name, run)
         found, new = self._known_or_new(list(wanted.values()))
         return Registration(
             new=tuple(wanted[name] for name in new),
@@ -348,6 +350,14 @@ def path_of(document: Document) -> Path:
     """Return the run directory that a document names; an empty path if it names none."""
     path = document.get("path")
     return Path(path) if isinstance(path, str) else Path()
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_of(document: Document, run: Run) -> bool:
