@@ -212,7 +212,7 @@ def test_an_archive_is_aes_256_with_integrity_protection_uncompressed_and_for_no
     path.write_bytes(encrypted(b"\0" * 1_000_000, key, job, home))
     packets = gpg(home, "--pinentry-mode", "loopback", "--passphrase-fd", "0", "--list-packets", str(path),
                   data=key.reveal().encode() + b"\n").decode()  # fmt: skip
-    assert re.search(r"symkey enc packet: version \d, cipher 9,", packets)
+    assert re.search(r"symkey enc packet: version 4, cipher 9, aead 0, ?s2k 3, hash 10", packets)
     assert "mdc_method: 2" in packets
     assert "compressed packet" not in packets
     assert "pubkey enc packet" not in packets
@@ -456,6 +456,8 @@ def test_the_users_gpg_conf_adds_nobody_to_a_wrapped_key(keys: Path) -> None:
     (keys / "gpg.conf").unlink()
     packets = gpg(keys, "--list-packets", data=wrapped).decode()
     assert packets.count("pubkey enc packet") == 1
+    assert "mdc_method: 2" in packets
+    assert "aead" not in packets
     assert not wrapped.startswith(b"-----")
     assert subkey_id(keys, wanted) in packets
 

@@ -26,7 +26,7 @@ ROOMS = (
     "tests/statusdb/test_sqlite_store.py",
     *(
         f"tests/test_{room}.py"
-        for room in ("archive", "config", "crypto", "dispatcher", "journal", "observer", "restore")
+        for room in ("config", "crypto", "dispatcher", "job", "journal", "lease", "model", "sentinels")
     ),
 )
 

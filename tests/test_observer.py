@@ -5,14 +5,16 @@ import logging
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from facility import wait_until
+from facility import PATIENCE_SECONDS, wait_until
 from host import as_nobody, inotify_inodes, inotify_limit, mount, mounted, require_root, unmount
 from test_sentinels import make_reachable
 
@@ -31,6 +33,7 @@ class Watch:
         self.root = root
         self.told: list[Sighting] = []
         self.lost: list[str] = []
+        self.on_lost: Callable[[str], None] = self.lost.append
         self.handles = True
         self.observer = Observer(root, self._sighted, self._lost, ignore, close_seconds=close_seconds)
         self._marks = 0
@@ -41,7 +44,7 @@ class Watch:
             self.observer.handled(sighting.run.path)  # as the intake does
 
     def _lost(self, why: str) -> None:
-        self.lost.append(why)
+        self.on_lost(why)
 
     def start(self) -> "Watch":
         """Start with a run of ours among the others; its events come after those that were caused before."""
@@ -447,6 +450,40 @@ def inotify_is_drained(watch: Watch) -> bool:
 
 
 @pytest.mark.root
+def test_a_run_that_is_swept_under_its_new_name_before_its_move_is_read_stays_watched(
+    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    with inotify_limit("max_queued_events", 50):
+        watch = observe(root).start()
+    with reader_held(watch):
+        shell(root, "mv A/run B/moved")
+        watch.sweep()  # the kernel gives it the descriptor that it has as A/run
+    shell(root, "mv B/moved B/again; mv B/again B/moved")
+    watch.flush()
+    assert watch.watched() == {".", "A", "B", "B/moved"}
+    shell(root, "echo 0 > B/moved/$S")
+    assert ("B/moved", State.READY) in watch.wait_for("B/moved")
+
+
+@contextmanager
+def reader_held(watch: Watch) -> Iterator[None]:
+    """Keep the thread that reads inotify from going on, by an overflow whose telling takes as long as the context."""
+    release, held = threading.Event(), threading.Event()
+
+    def hold(why: str) -> None:
+        held.set()
+        release.wait(PATIENCE_SECONDS)
+
+    watch.on_lost = hold
+    while not held.is_set():
+        shell(watch.root, "mkdir marker/x{1..500}; rmdir marker/x*")
+    watch.on_lost = watch.lost.append
+    yield
+    release.set()
+
+
+@pytest.mark.root
 def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(
     root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
@@ -761,6 +798,24 @@ class Changes:
 
     def remove(self) -> None:
         subprocess.run(["rm", "-r", str(self._dice.choice(self.runs()))], check=True)
+
+
+MAKER = """
+import os, sys
+root, sentinel = sys.argv[1:]
+for number in range(2000):
+    path = f"{root}/made_{number}"
+    os.mkdir(path)
+    with open(f"{path}/{sentinel}", "w") as file:
+        file.write("0\\n")
+"""
+
+
+def test_runs_made_as_fast_as_can_be_are_all_told_by_events_alone(watch: Watch) -> None:
+    subprocess.run([sys.executable, "-c", MAKER, str(watch.root / "B"), SENTINEL], check=True)
+    wait_until(lambda: len({watch.name(one) for one in list(watch.told)}) >= 2000, "all runs to be told")
+    assert set(watch.sightings()) == {(f"B/made_{number}", State.READY) for number in range(2000)}
+    assert watch.watched() == {".", "A", "B", "A/run"}
 
 
 def test_no_sentinel_is_missed_while_sweeps_and_events_run_at_once(root: Path, observe: Observe) -> None:

@@ -4,7 +4,7 @@ Facts that shaped it (gpg 2.2.40 to 2.4.9): a passphrase ends at the first newli
 key is one line of hex. gpg closes a perfectly valid message around whatever it got when its feeder
 dies, so the caller must know from tar that the stream was whole. Compression costs a factor of eight
 on sequencing data. OCB would be quicker, but it is GnuPG's own packet; AES-256 with MDC is read by
-any OpenPGP program.
+any OpenPGP program, in twenty years too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ _KEY = re.compile(rb"[0-9a-f]{64}")
 
 _OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings")
 """A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8."""
+
+_FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512")
+"""No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice."""
 
 # python-gnupg logs whole command lines and each status line; our errors say what matters of them.
 logging.getLogger("gnupg").setLevel(logging.CRITICAL + 1)
@@ -139,8 +142,7 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
 
     def run(gpg: _GPG, feed: _Feed) -> Any:
         return gpg.encrypt_file(
-            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False,
-            extra_args=["--compress-algo", "none"],
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=[*_FORMAT]
         )  # fmt: skip
 
     result = _stream(run, source, write, job, home, EncryptFailed("gpg ended before it had read the whole run"))
@@ -210,7 +212,10 @@ def wrap(key: FileKey, recipient: Recipient, home: Path | None = None, job: Job 
     was cancelled, WrapFailed otherwise.
     """
     with closing(_GPG(home, job)) as gpg:
-        result = gpg.encrypt(key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True)
+        result = gpg.encrypt(
+            key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True,
+            extra_args=["--cipher-algo", "AES256", *_FORMAT],
+        )  # fmt: skip
     if job is not None:
         job.check()
     if _succeeded(result) and result.data:

@@ -111,7 +111,7 @@ def through_proxy(database: Database) -> Iterator[tuple[CouchDatabase, FaultProx
     direct = CouchDatabase(login_of(database))
     direct.open().prepare()
     with FaultProxy(database.url) as proxy:
-        yield CouchDatabase(login_of(database, proxy.url), timeout_seconds=20.0), proxy
+        yield CouchDatabase(login_of(database, proxy.url)), proxy
 
 
 @pytest.fixture(params=["sqlite", "couchdb"])
@@ -136,11 +136,10 @@ def line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
 
 @pytest.fixture
 def couch_line(couchdb_database: Database) -> Iterator[tuple[Line, FaultProxy]]:
-    """A line to a CouchDB, and the proxy in it. Its patience is short: some faults make it wait."""
+    """A line to a CouchDB, and the proxy in it."""
     with through_proxy(couchdb_database) as (place, proxy):
-        impatient = dataclasses.replace(place, timeout_seconds=0.5)
         direct = CouchDatabase(login_of(couchdb_database))
-        yield Line(direct, impatient.open(), Pauses(), lambda when, count: None), proxy
+        yield Line(direct, place.open(), Pauses(), lambda when, count: None), proxy
 
 
 def essence(document: Document) -> Document:
@@ -264,7 +263,6 @@ def test_runs_are_registered_a_thousand_in_two_requests_and_known_ones_in_one(
     couch_line: tuple[Line, FaultProxy],
 ) -> None:
     line, proxy = couch_line
-    line.store = CouchDatabase(dataclasses.replace(line.place.login, url=proxy.url)).open()  # type: ignore[attr-defined]
     runs = [Run(Path(f"/data/sequencer_A/run_{number:04}")) for number in range(2500)]
     assert len(line.statusdb.register(runs).new) == 2500
     assert [request.path.rpartition("/")[2] for request in proxy.requests] == [
