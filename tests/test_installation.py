@@ -204,10 +204,11 @@ def test_the_password_may_be_a_credential(machine: Container) -> None:
         machine.run("systemctl", "start", UNIT)
 
 
-def test_the_readme_s_two_commands_work_on_this_python(tree: Tree) -> None:
-    assert "byte for byte" in shell(tree, block("demo"), timeout=900)
-    assert shell(tree, ".venv/bin/python --version").startswith("Python 3.14")
+def test_the_readme_s_two_commands_work_on_this_python(tree: Tree, tmp_path: Path) -> None:
+    mine = tree.copy(tmp_path / "tree")  # the booted machine keeps its own busy
+    assert "byte for byte" in shell(mine, block("demo"), timeout=900)
+    assert shell(mine, ".venv/bin/python --version").startswith("Python 3.14")
     # The rooms that stand on the interpreter, gpg, the kernel and libraries; the whole suite runs outside.
-    passed = shell(tree, f"{block('test').strip()} {' '.join(ROOMS)}", timeout=1800)
+    passed = shell(mine, f"{block('test').strip()} {' '.join(ROOMS)}", timeout=1800)
     assert re.search(r"\d+ passed", passed)
     assert "failed" not in passed
