@@ -296,7 +296,7 @@ def assert_same_tree(source: Path, restored: Path) -> None:
 
 def _metadata(root: Path) -> dict[str, tuple[object, ...]]:
     inodes: dict[int, str] = {}
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path in sorted([root, *root.rglob("*")]):
         status = path.lstat()
         name = str(path.relative_to(root))

@@ -298,13 +298,16 @@ def test_a_database_that_is_away_at_the_beginning_is_followed_when_it_is_there_a
         proxy.down()
 
 
+Limited = Callable[[str, int], tuple[str, ...]]
+
+
 @pytest.fixture
-def without_inotify(unavailable: Callable[[str], NoReturn]) -> tuple[str, ...]:
-    """Return what runs a program where it can have no inotify descriptor: a user namespace with a limit of its own."""
+def limited(unavailable: Callable[[str], NoReturn]) -> Limited:
+    """Return what gives the command that runs a program under a limit of inotify: a user namespace has its own."""
     namespace = ("unshare", "--user", "--map-root-user")
     if subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode:
         unavailable("may not make a user namespace")
-    return (*namespace, "bash", "-c", 'echo 0 > /proc/sys/user/max_inotify_instances; exec "$@"', "bash")
+    return lambda name, value: (*namespace, "bash", "-c", f'echo {value} > /proc/sys/user/{name}; exec "$@"', "bash")
 
 
 # The whole watcher. Its rescans are an hour apart: what it takes up, it was told.
@@ -330,11 +333,9 @@ def test_a_retry_by_another_process_is_taken_up_at_once(site: Site) -> None:
     assert (datetime.fromisoformat(claimed) - retried).total_seconds() < 1
 
 
-def test_a_run_that_another_worker_registered_is_taken_up_though_no_event_came(
-    site: Site, without_inotify: tuple[str, ...]
-) -> None:
+def test_a_run_that_another_worker_registered_is_taken_up_though_no_event_came(site: Site, limited: Limited) -> None:
     site.configure(**OPTIONS)
-    daemon = site.start(prefix=without_inotify).wait_ready()
+    daemon = site.start(prefix=limited("max_inotify_instances", 0)).wait_ready()
     run = site.complete(site.make_run())
     site.statusdb().register([Run(run)])
     site.wait_for()
@@ -343,13 +344,16 @@ def test_a_run_that_another_worker_registered_is_taken_up_though_no_event_came(
     assert "0 by event, 0 by rescan, 1 by database" in daemon.log
 
 
-def test_without_inotify_the_watcher_says_what_to_do_and_rescans_find_every_run(
-    site: Site, without_inotify: tuple[str, ...]
+@pytest.mark.parametrize(("name", "limit", "held"), [("max_inotify_instances", 0, 0), ("max_inotify_watches", 1, 1)])
+def test_at_a_limit_of_inotify_the_watcher_says_what_to_do_and_rescans_find_every_run(
+    site: Site, limited: Limited, name: str, limit: int, held: int
 ) -> None:
     site.configure(rescan_interval="0.2 s")
-    daemon = site.start(prefix=without_inotify).wait_ready()
-    warning = daemon.wait_for_log("WARNING .*watches are needed, 0 are held")
-    assert "user.max_inotify_instances is 0 " in warning
+    daemon = site.start(prefix=limited(name, limit)).wait_ready()
+    warning = daemon.wait_for_log("watches are needed")
+    assert " WARNING inotify " in warning
+    assert f": 3 watches are needed, {held} are held; rescans cover the rest. user.{name} is {limit} " in warning
+    assert f"sysctl -w user.{name}=" in warning
     site.complete(site.make_run())
     site.wait_for()
     assert daemon.stop() == 0

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import bench
 from facility import Site
@@ -26,7 +25,7 @@ from scan import SEQUENCERS, register
 from watcher.model import Run
 from watcher.sentinels import SENTINEL
 
-HEADER = ("what", "watches", "threads", "seconds to start", "memory MB", "kernel's memory MB")
+HEADER = ("what", "watches", "threads", "seconds to start", "memory MB")
 
 RECURSIVE = """
 import json, os, sys, time
@@ -60,20 +59,14 @@ def make_runs(site: Site, prefix: str, count: int, subdirectories: int) -> list[
     return runs
 
 
-def slab() -> float:
-    """Return the memory, in MB, that the kernel has for its own objects: inodes and watches among them."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Slab:")) / 1024
-
-
 def measure_ours(site: Site) -> tuple[object, ...]:
     """Start the watcher; return its row."""
-    before, started = slab(), time.monotonic()
+    started = time.monotonic()
     daemon = site.start().wait_ready()
     seconds = time.monotonic() - started
     row = (
         "dataflow_archive", len(inotify_inodes(daemon.pid)), bench.threads(daemon.pid), f"{seconds:.2f}",
-        f"{bench.memory(daemon.pid):.0f}", f"{slab() - before:.0f}",
+        f"{bench.memory(daemon.pid):.0f}",
     )  # fmt: skip
     bench.end(daemon)
     return row
@@ -81,7 +74,6 @@ def measure_ours(site: Site) -> tuple[object, ...]:
 
 def measure_recursive(site: Site, what: str) -> tuple[object, ...]:
     """Start watchdog's recursive observer; return its row."""
-    before = slab()
     process = subprocess.Popen(
         [sys.executable, "-c", RECURSIVE, str(site.sequencing)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -90,7 +82,7 @@ def measure_recursive(site: Site, what: str) -> tuple[object, ...]:
     seconds, trouble = json.loads(process.stdout.readline())
     row = (
         what + (f": {trouble}" if trouble else ""), len(inotify_inodes(process.pid)), bench.threads(process.pid),
-        f"{seconds:.2f}", f"{bench.memory(process.pid):.0f}", f"{slab() - before:.0f}",
+        f"{seconds:.2f}", f"{bench.memory(process.pid):.0f}",
     )  # fmt: skip
     process.kill()
     process.wait()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import pytest
@@ -205,6 +206,32 @@ def test_an_error_in_the_middle_of_many_inserts_inserts_none(file: SQLiteFile) -
     assert store.insert_many([new_document("run_001")]) == {"run_001"}
 
 
+def stands_in(function: str) -> bool:
+    """Say whether some other thread stands in a function of the store."""
+    for frame in (frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()):
+        outer: FrameType | None = frame
+        while outer is not None:
+            if outer.f_code.co_name == function and outer.f_code.co_filename.endswith("statusdb/sqlite.py"):
+                return True
+            outer = outer.f_back
+    return False
+
+
+def test_closing_waits_for_a_write_that_waits_itself(file: SQLiteFile) -> None:
+    store = file.open()
+    with closing(sqlite3.connect(file.path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("begin immediate")
+        with ThreadPoolExecutor(2) as pool:
+            writing = pool.submit(store.put, new_document("run_001"))
+            wait_until(lambda: stands_in("put"), "the write waits for the file's lock")
+            ending = pool.submit(store.close)
+            wait_until(lambda: stands_in("close") or ending.done(), "the store is being closed")
+            other.execute("commit")
+            assert writing.result(PATIENCE_SECONDS).rev == "1"
+            ending.result(PATIENCE_SECONDS)
+    assert file.open().count_by_status() == {"pending": 1}
+
+
 def test_closing_waits_for_threads_in_the_middle_of_their_work(file: SQLiteFile) -> None:
     store = file.open()
     store.insert_many(new_document(f"run_{number}", text="x" * 1000) for number in range(2000))
@@ -244,6 +271,20 @@ def test_a_file_that_was_replaced_is_the_one_that_is_written(file: SQLiteFile, t
     assert store.get("old") is None
     store.put(new_document("new"))
     assert file.open().count_by_status() == {"pending": 1}
+
+
+def test_a_file_that_was_damaged_is_used_again_when_it_is_mended(file: SQLiteFile) -> None:
+    store = file.open()
+    store.put(new_document("run_001"))
+    with closing(sqlite3.connect(file.path)) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    good = file.path.read_bytes()
+    os.truncate(file.path, len(good) // 2)
+    with pytest.raises(StatusDBUnavailable, match="malformed"):
+        store.put(new_document("run_002"))
+    file.path.write_bytes(good)
+    assert store.put(new_document("run_002")).rev == "1"
+    assert store.count_by_status() == {"pending": 2}
 
 
 def test_a_file_that_is_gone_is_away_and_not_made_anew(file: SQLiteFile) -> None:
