@@ -296,6 +296,29 @@ def test_gpg_killed_while_it_decrypts_is_a_validate_failure(job: Job, home: Path
     assert children() == []
 
 
+@pytest.mark.parametrize("words", ["write to closed file", "flush of closed file"])
+def test_a_pipe_that_python_gnupg_closes_while_it_is_fed_is_gpgs_early_end(words: str, job: Job, home: Path) -> None:
+    # python-gnupg's own race, between the end of gpg and the thread that feeds it: not to be had on demand.
+    def run(_gpg: object, _feed: object) -> None:
+        raise ValueError(words)
+
+    early = ValidateFailed("gpg ended before it had read the whole archive")
+    with pytest.raises(ValidateFailed, match="gpg ended before"):
+        crypto._stream(run, io.BytesIO(), len, job, home, early)
+
+
+@pytest.mark.parametrize("error", [ValueError("of the source"), BrokenPipeError(errno.EPIPE, "of the source")])
+def test_a_source_that_fails_as_a_closed_pipe_would_is_not_taken_for_gpgs_early_end(
+    error: Exception, job: Job, home: Path
+) -> None:
+    class Source:
+        def read(self, size: int, /) -> bytes:
+            raise error
+
+    with pytest.raises(type(error), match="of the source"):
+        crypto.encrypt(Source(), FileKey.generate(), len, job, home)
+
+
 @pytest.mark.parametrize("size", [1, 200_000_000], ids=["in gpg's last piece", "long before the end"])
 def test_a_full_disk_comes_out_as_the_error_that_the_disk_gave_and_ends_gpg(size: int, job: Job, home: Path) -> None:
     with open("/dev/zero", "rb", buffering=0) as zeros, open("/dev/full", "wb", buffering=0) as full:

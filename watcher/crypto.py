@@ -196,9 +196,11 @@ def _stream(
         gpg.on_data = sink
         try:
             result = run(gpg, feed)
-        except BrokenPipeError as error:
+        except (BrokenPipeError, ValueError) as error:
+            # gpg closed its end of the pipe, or python-gnupg ours, under the thread that feeds it.
             job.check()
             sink.check()
+            feed.check()
             raise ended_early from error
     job.check()
     sink.check()
@@ -350,10 +352,19 @@ class _Feed:
         self._source = source
         self._reading = threading.Lock()
         self._closed = False
+        self._error: Exception | None = None
 
     def read(self, size: int, /) -> bytes:
         with self._reading:
-            return b"" if self._closed else self._source.read(size)
+            try:
+                return b"" if self._closed else self._source.read(size)
+            except Exception as error:
+                self._error = error
+                raise
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         self._closed = True
