@@ -18,7 +18,8 @@ from facility import PATIENCE_SECONDS, wait_until
 from host import as_nobody, inotify_inodes, inotify_limit, mount, mounted, require_root, unmount
 from test_sentinels import make_reachable
 
-from watcher.sentinels import SENTINEL, Observer, Sighting, State
+from watcher.observer import Observer
+from watcher.sentinels import SENTINEL, Sighting, State
 
 OBSERVER_THREADS = 3
 MARKER = "marker/run"

@@ -14,10 +14,10 @@ from typing import NoReturn
 import pytest
 from host import as_nobody, mounted, require_root
 
+from watcher.observer import Observer
 from watcher.sentinels import (
     SENTINEL,
     SETTLE_SECONDS,
-    Observer,
     Policy,
     Sighting,
     State,
@@ -385,7 +385,7 @@ def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(
 OPENED = """
 import os, sys, time
 from pathlib import Path
-from watcher.sentinels import Observer
+from watcher.observer import Observer
 seen = []
 sys.addaudithook(lambda event, args: seen.append(f"{event} {args[0]}") if event in ("open", "os.scandir") else None)
 observer = Observer(Path(sys.argv[1]), print, print, now=lambda: time.time() + 60)

@@ -31,6 +31,8 @@ Where the code left the design it was built to, and why:
   not gpg's words, and the `fsync` is on the descriptor that wrote. (`watcher.archive.writing`)
 - `job` is a room of its own below the adapters: what tar, gpg, the leases and the main thread share.
 - `tar` is a room beside `archive`: the stream of a run, and the files that it ends in, are two jobs.
+- `inotify` and `observer` are rooms of their own beside `sentinels`: watches, what events lead to, and what
+  a sentinel says are three jobs.
 - `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
   runs to free threads.
 - A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.

@@ -13,7 +13,8 @@ from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
 from watcher.metrics import Metrics
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, file_system_type
+from watcher.observer import Observer
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, file_system_type
 from watcher.service import Notifier, Service, Settings
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login

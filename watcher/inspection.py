@@ -21,7 +21,8 @@ from watcher.errors import ConfigError, WatcherError
 from watcher.intake import collision
 from watcher.journal import printable
 from watcher.model import Document, Status
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, Observer, Policy, Sighting, State, file_system_type, unusable_name
+from watcher.observer import Observer
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, Sighting, State, file_system_type, unusable_name
 from watcher.statusdb import StatusDB
 from watcher.tar import tar_version
 

@@ -33,7 +33,7 @@ from watcher.journal import printable
 from watcher.lease import LeaseKeeper, StaleClaims
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
-from watcher.sentinels import Observer
+from watcher.observer import Observer
 from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
 
