@@ -293,14 +293,19 @@ def processes() -> list[str]:
     return subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def test_the_demo_shows_the_states_as_they_change(short: Path) -> None:
+def test_the_demo_shows_the_states_as_they_change_and_leaves_no_process_behind(short: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "demo"], capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(short)}
+        [*COMMAND, "demo", "--keep"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(short)},
     )
     assert done.returncode == 0, done.stderr
     shown = [line.strip() for line in done.stdout.splitlines()]
     assert shown.index("claimed") < shown.index("encrypted")
     assert shown.count("encrypted") == 2
+    assert [line for line in processes() if str(short) in line] == []
 
 
 def test_a_demo_that_fails_says_why_and_leaves_everything_to_look_at(short: Path, tmp_path: Path) -> None:

@@ -77,12 +77,14 @@ def follow_couchdb(site: Site, sightings: Sightings, ended: threading.Event) -> 
     query = {"feed": "continuous", "since": "now", "include_docs": "true", "heartbeat": "1000"}
     address = f"{bench.address(site)}/_changes"
     plain = {"Accept-Encoding": "identity"}  # gzip would keep lines back until it has enough of them
-    with requests.get(address, params=query, headers=plain, stream=True, timeout=PATIENCE_SECONDS) as answer:
-        for line in answer.iter_lines(chunk_size=1):
-            if ended.is_set():
-                return
-            if line and json.loads(line).get("doc", {}).get("status") == "processing":
-                sightings.see(json.loads(line)["id"])
+    try:
+        with requests.get(address, params=query, headers=plain, stream=True, timeout=PATIENCE_SECONDS) as answer:
+            for line in answer.iter_lines(chunk_size=1):
+                if line and json.loads(line).get("doc", {}).get("status") == "processing":
+                    sightings.see(json.loads(line)["id"])
+    except requests.RequestException:
+        if not ended.is_set():  # else the server has ended, as it should
+            raise
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Every benchmark runs, at a size that says nothing about its figures, and prints its table."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+SECONDS = 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("notice_latency.py --times 2 --warm-up 1", "median ms"),
+        ("notice_latency.py --times 2 --warm-up 1 --load --open-runs 20", "a writer in 20"),
+        ("watches.py --archived 20 --open 10 --subdirectories 5", "open runs + sequencers + 1 = 23"),
+        ("scan.py --runs 200 --interval 0.3", "200 registered runs"),
+        ("idle.py --seconds 1 --archived 20 --open 5", "% of one core"),
+        ("storm.py --runs 50", "a storm of 50 runs"),
+    ],
+)
+def test_a_benchmark_prints_its_table(command: str, words: str) -> None:
+    program, *arguments = command.split()
+    output = subprocess.run(
+        [sys.executable, str(BENCHMARKS / program), *arguments],
+        capture_output=True, text=True, check=True, timeout=SECONDS,
+    ).stdout  # fmt: skip
+    assert words in output
