@@ -1,5 +1,6 @@
 """tar's stream and what its words mean; staging, publishing and adopting files."""
 
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -699,6 +700,46 @@ def test_adopting_can_be_stopped_while_it_reads(shelf: Shelf) -> None:
     assert not shelf.is_published("run_001")
 
 
+ADOPTED_BESIDE_ITS_MAKER = """
+import sys
+from pathlib import Path
+from watcher.archive import Shelf
+from watcher.model import Archive
+
+shelf, archive = Shelf(Path(sys.argv[1]), Path(sys.argv[2])), Archive(*eval(sys.argv[3]))
+left = int(sys.argv[4])
+
+def maker_names_it_before_the_nth_look(event, args):
+    global left
+    if event == "open" and str(args[0]).endswith((".gpg", ".partial")):
+        left -= 1
+        if left == 0:
+            shelf.publish("run_001", archive)
+
+sys.addaudithook(maker_names_it_before_the_nth_look)
+print(shelf.adopt("run_001", archive))
+"""
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(look: int, shelf: Shelf) -> None:
+    archive = stage(shelf, "run_001", TOKEN)
+    fields = repr(dataclasses.astuple(archive))
+    command = [
+        sys.executable,
+        "-c",
+        ADOPTED_BESIDE_ITS_MAKER,
+        str(shelf.destination),
+        str(shelf.keys),
+        fields,
+        str(look),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    assert shelf.is_published("run_001")
+    assert shelf.staged() == []
+
+
 def test_what_is_withdrawn_is_gone_and_a_foreign_file_is_not(shelf: Shelf) -> None:
     archive = stage(shelf, "run_001", TOKEN)
     shelf.staged_key("run_001", TOKEN).rename(shelf.final_key("run_001"))
@@ -742,6 +783,9 @@ def test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_t
     archive_named = place(rf'link(at)?\(.*{archive}".*run_001\.tar\.gpg"')
     assert place(rf"f(data)?sync\(\d+<.*{archive}>\) += 0") < key_named
     assert place(rf"f(data)?sync\(\d+<.*{key}>\) += 0") < key_named < archive_named
+    for directory in directories:
+        # The staged names too: an announced archive is one that a power cut cannot take away.
+        assert place(rf"fsync\(\d+<{directory}>\) += 0") < key_named
     names_on_disk = [place(rf"fsync\(\d+<{directory}>\) += 0", archive_named) for directory in directories]
     record = place(rf"f(data)?sync\(\d+<{re.escape(str(site.database))}", max(names_on_disk))
     assert record > max(names_on_disk)

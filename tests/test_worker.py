@@ -116,21 +116,25 @@ FAULTS = {
         '[[ " $* " = *" --symmetric "* ]] && { echo "gpg: no luck" >&2; exit 2; }; exec REAL "$@"',
     ),
     "ValidateFailed": ("gpg", '[[ " $* " = *" --decrypt "* ]] && { cat >/dev/null; exit 2; }; exec REAL "$@"'),
+    "ValidateFailed, since gpg lost the end of what tar gave": (
+        "gpg",
+        '[[ " $* " = *" --symmetric "* ]] && { { head -c 20000; cat >/dev/null; } | REAL "$@"; exit; }; exec REAL "$@"',
+    ),
     "WrapFailed": ("gpg", '[[ " $* " = *" --recipient "* ]] && { cat >/dev/null; exit 2; }; exec REAL "$@"'),
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file(
-    bench: Bench, program: Callable[[str, str], None], kind: str
+    bench: Bench, program: Callable[[str, str], None], fault: str
 ) -> None:
     run = bench.ready_run()
-    program(*FAULTS[kind])
+    program(*FAULTS[fault])
     for count, status in ((1, "pending"), (2, "pending"), (3, "failed")):
         assert bench.work(run) is Outcome.FAILED
         document = bench.document(run)
         assert (document["failure_count"], document["status"]) == (count, status)
-        assert document["last_error"]["kind"] == kind
+        assert document["last_error"]["kind"] == fault.partition(",")[0]
         assert bench.site.debris() == []
         bench.now.advance(3601)
     assert bench.work(run) is Outcome.NOT_OURS

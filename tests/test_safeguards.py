@@ -1,0 +1,179 @@
+"""Each safeguard, taken out of a copy of the code, makes the test fail that is named beside it.
+
+`pytest -m slow tests/test_safeguards.py`. The protocol's model has the same list: `tests/protocol`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 300
+
+
+class Safeguard(NamedTuple):
+    """A line of `file` and what stands there without it; `test` is the one that must notice."""
+
+    file: str
+    line: str
+    without: str
+    test: str
+
+
+SAFEGUARDS = {
+    "a write compares revisions (SQLite)": Safeguard(
+        "statusdb/sqlite.py",
+        'if (str(current[0]) if current else None) != document.get("_rev"):',
+        "if False:",
+        "statusdb/test_contract.py::test_a_write_over_an_old_revision_is_a_conflict_and_changes_nothing[sqlite]",
+    ),
+    "a write compares tokens": Safeguard(
+        "statusdb/__init__.py",
+        "if found is None or not (has_ended or model.is_held(found, self._token)):",
+        "if found is None:",
+        "test_worker.py::test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published",
+    ),
+    "a lost claim's answer compares tokens": Safeguard(
+        "statusdb/__init__.py",
+        'return found if found is not None and model.is_held(found, wanted["claim"]["token"]) else None',
+        "return found",
+        "statusdb/test_claims.py::test_a_claim_that_another_worker_has_is_none_and_stays_theirs[sqlite]",
+    ),
+    "202 is no claim": Safeguard(
+        "statusdb/__init__.py",
+        'if not written.confirmed:\n            logger.warning("the claim',
+        'if False:\n            logger.warning("the claim',
+        "statusdb/test_claims.py::test_a_claim_that_too_few_nodes_confirm_is_none",
+    ),
+    "a takeover is of the revision that stood still": Safeguard(
+        "statusdb/__init__.py",
+        'return stale_rev is not None and bool(document["_rev"] == stale_rev)',
+        "return stale_rev is not None",
+        "statusdb/test_claims.py::test_a_stale_claim_is_taken_over_only_over_the_revision_that_was_found_stale[sqlite]",
+    ),
+    "a holder stops trusting its lease": Safeguard(
+        "worker.py",
+        'if lease.document.get("archive") is None or not lease.is_trusted:',
+        'if lease.document.get("archive") is None:',
+        "test_worker.py::test_a_holder_that_may_not_trust_its_lease_any_more_asks_before_it_publishes",
+    ),
+    "an archive is announced before it is named": Safeguard(
+        "worker.py",
+        '            if lease.document.get("archive") is None or not lease.is_trusted:\n'
+        "                lease.write(self._statusdb.announce, archive)\n",
+        "",
+        "test_worker.py::test_a_finished_archive_is_adopted_after_a_crash",
+    ),
+    "the worker's lock": Safeguard(
+        "service.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "test_service.py::test_a_second_daemon_of_the_same_worker_id_refuses_to_start",
+    ),
+    "what is not adopted is removed: the run's fence": Safeguard(
+        "worker.py",
+        "        for token in claim.former:\n            self._shelf.drop(name, token)\n",
+        "",
+        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again",
+    ),
+    "what came after our claim is spared": Safeguard(
+        "worker.py",
+        "return self._attempt(replace(claim, former=former), lease, job)",
+        "return self._attempt(replace(claim, former=()), lease, job)",
+        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again",
+    ),
+    "a file is on the disk before it is announced": Safeguard(
+        "archive.py",
+        "            os.fsync(descriptor)\n    except",
+        "            pass\n    except",
+        "test_archive.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",
+    ),
+    "a staged name is on the disk before it is announced": Safeguard(
+        "archive.py",
+        "            file.write(json.dumps(archive.to_document()).encode())\n        self.sync()\n",
+        "            file.write(json.dumps(archive.to_document()).encode())\n",
+        "test_archive.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",
+    ),
+    "a final name is on the disk before the record": Safeguard(
+        "archive.py",
+        "        self.sync()\n        for token",
+        "        for token",
+        "test_archive.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",
+    ),
+    "the key has its name before the archive": Safeguard(
+        "archive.py",
+        "for staged, final, sha256 in self._moves(run_name, archive):\n            if not _given_name",
+        "for staged, final, sha256 in reversed(self._moves(run_name, archive)):\n            if not _given_name",
+        "test_archive.py::test_an_archive_has_no_name_without_its_key",
+    ),
+    "a final name is never taken from another file": Safeguard(
+        "archive.py",
+        "os.link(staged, final)",
+        "os.rename(staged, final)",
+        "test_archive.py::test_a_foreign_file_under_a_final_name_is_named_and_never_overwritten",
+    ),
+    "what is adopted has the announced digests": Safeguard(
+        "archive.py",
+        "if _sha256_of(staged, moved) != sha256 and _sha256_of(final, moved) != sha256:",
+        "if not staged.exists() and not final.exists():",
+        "test_worker.py::test_a_staged_file_that_is_not_the_announced_one_is_not_adopted",
+    ),
+    "adopting looks at staged names first": Safeguard(
+        "archive.py",
+        "if _sha256_of(staged, moved) != sha256 and _sha256_of(final, moved) != sha256:",
+        "if _sha256_of(final, moved) != sha256 and _sha256_of(staged, moved) != sha256:",
+        "test_archive.py::test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted",
+    ),
+    "a finished archive has a manifest": Safeguard(
+        "worker.py",
+        'self._wait_out(lambda: self._shelf.stage_manifest(claim.run.name, archive), "stage the manifest", job)',
+        "pass",
+        "test_worker.py::test_a_finished_archive_survives_a_stop_while_the_database_is_away",
+    ),
+    "the stored file decrypts to what tar gave": Safeguard(
+        "worker.py",
+        "if plain != report.stream:",
+        "if False:",
+        "test_worker.py::test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file",
+    ),
+    "tar ended clean": Safeguard(
+        "tar.py",
+        "        self._messages.judge(code)\n",
+        "",
+        "test_archive.py::test_a_tar_that_is_killed_has_failed_though_its_stream_ended",
+    ),
+    "a stale claim has stood still for a lease": Safeguard(
+        "lease.py",
+        "if now - since >= self._seconds:",
+        "if now >= since:",
+        "test_lease.py::test_a_claim_whose_revision_moves_is_never_stale",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAFEGUARDS)
+def test_a_safeguard_that_is_taken_out_is_missed(name: str, tmp_path: Path) -> None:
+    safeguard = SAFEGUARDS[name]
+    shutil.copytree(ROOT / "watcher", tmp_path / "watcher", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "watcher" / safeguard.file
+    source = file.read_text()
+    assert source.count(safeguard.line) == 1
+    file.write_text(source.replace(safeguard.line, safeguard.without))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+            "-o", f"pythonpath={tmp_path}", f"tests/{safeguard.test}",
+        ],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert " failed" in done.stdout.splitlines()[-1], done.stdout
