@@ -30,7 +30,10 @@ class Dispatcher:
         self._work = work
         self._jobs = jobs
         self._clock = clock
-        self._executor = ThreadPoolExecutor(jobs, thread_name_prefix="worker")
+        self._pool: list[threading.Thread] = []
+        self._executor = ThreadPoolExecutor(
+            jobs, thread_name_prefix="worker", initializer=lambda: self._pool.append(threading.current_thread())
+        )
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._waiting: dict[str, tuple[Run, str | None]] = {}
@@ -80,6 +83,10 @@ class Dispatcher:
         """Wait for the running runs, then end the threads."""
         self.close()
         self._executor.shutdown(wait=True)
+
+    def threads(self) -> list[threading.Thread]:
+        """Return the pool's threads that have been started; each lives until `shutdown`."""
+        return list(self._pool)
 
     def counts(self) -> tuple[int, int]:
         """Return how many runs are being worked on, and how many wait."""

@@ -153,7 +153,7 @@ class Service:
             self._start("changes", lambda: self._feed.follow(self._stopping))
             self._start("intake", lambda: self._intake.follow(self._abort))
             self._observer.start()
-            self._rescan("first rescan")
+            self._rescan_completely("first rescan")
             self._notifier.send("READY=1", f"STATUS={self._state()}")
             logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
             self._watch()
@@ -165,7 +165,7 @@ class Service:
         self._listen_to_signals()
         if self._await_database():
             self._start("lease", self._keep_leases)
-            self._rescan("rescan")
+            self._rescan_completely("rescan")
             self._dispatcher.drain()
         self._finish()
         outcomes = self._dispatcher.outcomes()
@@ -204,13 +204,20 @@ class Service:
             self._rescan_at = 0.0
         for job in self._leases.jobs():
             job.cancel_if_stalled(self._settings.stall_limit)
-        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        threads = [*self._threads, *self._dispatcher.threads()]
+        dead = [thread.name for thread in threads if not thread.is_alive()]
         if dead:
             logger.critical("threads have died: %s; systemd will restart us", ", ".join(dead))
         else:
             self._notifier.send("WATCHDOG=1", f"STATUS={self._state()}")
 
-    def _rescan(self, why: str) -> None:
+    def _rescan_completely(self, why: str) -> None:
+        """Rescan until nothing of it has failed: the status database may go away in the middle."""
+        pauses = growing_pauses()
+        while not self._rescan(why) and not self._stopping.wait(next(pauses)):
+            pass
+
+    def _rescan(self, why: str) -> bool:
         started = time.monotonic()
         self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
@@ -222,9 +229,10 @@ class Service:
         except StatusDBUnavailable as error:
             logger.warning("%s not complete, tried again soon: %s", why, error)
             self._rescan_at = time.monotonic() + min(10.0, self._settings.rescan_interval)
-            return
+            return False
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
+        return True
 
     def _sweep_debris(self) -> None:
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:

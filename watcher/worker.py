@@ -35,6 +35,7 @@ class Outcome(StrEnum):
 
     ENCRYPTED = "encrypted"
     NOT_OURS = "not ours"
+    NO_ROOM = "no room"
     RELEASED = "released"
     FAILED = "failed"
     LOST = "lost"
@@ -89,10 +90,12 @@ class Worker:
         if document is None:
             return Outcome.NOT_OURS
         with self._reserved(document, Job(run, run_size(run))) as job:
+            if job is None:
+                return Outcome.NO_ROOM
             former = self._shelf.former(run.name)  # before the claim: whose who claims after us is none of them
             asked_at = self._leases.now()
-            claim = self._statusdb.claim(run, self._settings.worker_id, document) if job else None
-            if claim is None or job is None:
+            claim = self._statusdb.claim(run, self._settings.worker_id, document)
+            if claim is None:
                 return Outcome.NOT_OURS
             _tell_claim(claim)
             with self._leases.hold(claim, job, asked_at) as lease:
@@ -121,22 +124,25 @@ class Worker:
             return Outcome.ENCRYPTED
         except ClaimLost as error:
             logger.warning("stopped: %s", error, extra=_of(job))
-            if self._shelf.is_published(claim.run.name):
-                self._drop(claim, job)
+            self._tidy(claim, job, is_wanted=not self._shelf.is_published(claim.run.name))
             return Outcome.LOST
         except NotTheRunsFault as error:
+            self._tidy(claim, job)
             return self._release(lease, job, error)
         except Exception as error:
             # Not a RunFailed: a bug. It is shown whole, and may not stop the other runs.
             level, trace = (logging.WARNING, None) if isinstance(error, RunFailed) else (logging.ERROR, error)
             logger.log(level, "failed: %s", error, exc_info=trace, extra=_of(job))
+            self._tidy(claim, job)
             return self._fail(lease, job, error)
-        finally:
-            # What is finished is kept, for whoever holds the run next to adopt.
-            if not self._shelf.is_finished(claim.run.name, claim.token):
-                self._drop(claim, job)
 
-    def _drop(self, claim: Claim, job: Job) -> None:
+    def _tidy(self, claim: Claim, job: Job, is_wanted: bool = True) -> None:
+        """Remove what this claim has staged, but not what is finished and wanted: the next holder adopts that.
+
+        This comes before the claim is given back, which may take as long as the database is away.
+        """
+        if is_wanted and self._shelf.is_finished(claim.run.name, claim.token):
+            return
         try:
             self._shelf.drop(claim.run.name, claim.token)
         except NoSpace as error:
