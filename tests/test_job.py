@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
 
-from watcher.errors import CannotRun, ClaimLost, Interrupted, Stalled
+from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled
 from watcher.job import MOVING, Job
 from watcher.model import Phase, Progress, Run
 
@@ -211,22 +211,57 @@ def test_room_is_kept_for_what_a_job_will_still_write(phase: Phase, moved: int, 
     assert job.bytes_to_come == to_come
 
 
+def looked_for(job: Job, clock: Clock, seconds: int) -> bool:
+    """Let so many seconds pass, looking at the job each second; return whether it was found stalled."""
+    for _ in range(seconds):
+        clock.seconds += 1
+        if job.cancel_if_stalled(900):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("phase", MOVING)
 def test_a_job_that_moves_nothing_for_the_limit_is_stalled(phase: Phase) -> None:
     clock = Clock()
     job = Job(RUN, clock=clock)
     job.enter(phase)
-    clock.seconds += 899
-    assert not job.cancel_if_stalled(900)
-    job.moved(1)
-    clock.seconds += 899
-    assert not job.cancel_if_stalled(900)
     with job.child(SLEEP) as process:
-        clock.seconds += 1
-        assert job.cancel_if_stalled(900)
+        assert not looked_for(job, clock, 899)
+        job.moved(1)
+        assert not looked_for(job, clock, 899)
+        assert looked_for(job, clock, 1)
         assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     with pytest.raises(Stalled, match=f"no byte moved for 900 s while {phase}"):
         job.check()
+
+
+def test_a_job_whose_disk_takes_no_byte_is_stopped_at_no_cost() -> None:
+    clock = Clock()
+    job = Job(RUN, clock=clock)
+    job.enter(Phase.ARCHIVING)
+    with job.child(SLEEP):
+        assert job.on_storage(lambda: looked_for(job, clock, 900), Path("/archives/staged"))()
+    with pytest.raises(NoSpace, match="'/archives/staged' took no byte for 900 s"):
+        job.check()
+
+
+def test_a_job_without_a_child_has_none_that_hangs() -> None:
+    clock = Clock()
+    job = Job(RUN, clock=clock)
+    job.enter(Phase.ARCHIVING)
+    assert not looked_for(job, clock, 2000)
+    job.check()
+
+
+def test_a_job_that_was_suspended_with_its_watcher_is_not_stalled() -> None:
+    clock = Clock()
+    job = Job(RUN, clock=clock)
+    job.enter(Phase.ARCHIVING)
+    with job.child(SLEEP):
+        clock.seconds += 7200
+        assert not job.cancel_if_stalled(900)
+        assert not looked_for(job, clock, 899)
+        assert looked_for(job, clock, 1)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in MOVING])
@@ -234,26 +269,28 @@ def test_a_job_that_waits_for_something_outside_is_not_stalled(phase: Phase) -> 
     clock = Clock()
     job = Job(RUN, clock=clock)
     job.enter(phase)
-    clock.seconds += 1e6
-    assert not job.cancel_if_stalled(900)
+    with job.child(SLEEP):
+        assert not looked_for(job, clock, 2000)
     job.check()
 
 
 def test_entering_a_phase_is_moving() -> None:
     clock = Clock()
     job = Job(RUN, clock=clock)
-    clock.seconds += 1000
-    job.enter(Phase.ARCHIVING)
-    assert not job.cancel_if_stalled(900)
+    with job.child(SLEEP):
+        assert not looked_for(job, clock, 1000)
+        job.enter(Phase.ARCHIVING)
+        assert not looked_for(job, clock, 899)
+        assert looked_for(job, clock, 1)
 
 
 def test_a_job_cancelled_for_another_reason_is_not_stalled_as_well() -> None:
     clock = Clock()
     job = Job(RUN, clock=clock)
     job.enter(Phase.ARCHIVING)
-    job.cancel(GONE)
-    clock.seconds += 1000
-    assert not job.cancel_if_stalled(900)
+    with job.child(SLEEP):
+        job.cancel(GONE)
+        assert not looked_for(job, clock, 1000)
     with pytest.raises(Interrupted):
         job.check()
 
@@ -269,9 +306,10 @@ def test_a_phase_that_begins_while_somebody_looks_is_not_stalled() -> None:
         return clock()
 
     beginning = Job(RUN, clock=look_then_tell)
-    clock.seconds += 1000
-    looked_at.append(beginning)
-    beginning.enter(Phase.ARCHIVING)
+    with beginning.child(SLEEP):
+        assert not looked_for(beginning, clock, 1000)
+        looked_at.append(beginning)
+        beginning.enter(Phase.ARCHIVING)
     assert found == [False]
     beginning.check()
 

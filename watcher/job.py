@@ -13,13 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
-from watcher.errors import CannotRun, Stalled, WatcherError
+from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError
 from watcher.model import Phase, Progress, Run
 
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
 """The phases in which bytes must move; in the others a job may well wait for something outside."""
+
+LOOK_PART = 0.5
+"""Of `stall_limit`: who has not looked at a job for longer was suspended, likely with the job, and counts anew."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Job:
@@ -32,7 +39,8 @@ class Job:
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._progress = Progress(Phase.CLAIMED)
-        self._moved_at = clock()
+        self._moved_at = self._looked_at = clock()
+        self._storage: Path | None = None
         self._reason: WatcherError | None = None
         self.cancelled = threading.Event()
 
@@ -72,21 +80,42 @@ class Job:
         with self._lock:
             self._reason = self._reason or reason
             for child in self._children:
-                _kill(child)
+                kill(child)
         self.cancelled.set()
 
     def cancel_if_stalled(self, limit_seconds: float) -> bool:
-        """Cancel when no byte has moved for `limit_seconds`, and say whether that was so."""
-        progress, still = self._progress, self._clock() - self._moved_at
-        if progress.phase not in MOVING or still < limit_seconds or self.cancelled.is_set():
+        """Cancel when no byte has moved for `limit_seconds`, and say whether that was so.
+
+        Without a child there is none that hangs: a large file may take as long as it will to reach the disk.
+        """
+        now, progress = self._clock(), self._progress
+        if now - self._looked_at > limit_seconds * LOOK_PART:
+            self._moved_at = max(self._moved_at, now)
+        self._looked_at = now
+        still = now - self._moved_at
+        hangs = progress.phase in MOVING and self._children and still >= limit_seconds
+        if not hangs or self.cancelled.is_set():
             return False
-        self.cancel(
-            Stalled(
-                f"no byte moved for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s); "
-                "tar or gpg hangs: look for a disk that does not answer"
-            )
-        )
+        self.cancel(self._stalled(f"for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s)"))
         return True
+
+    def _stalled(self, words: str) -> WatcherError:
+        storage = self._storage
+        if storage is not None:
+            return NoSpace(f"'{storage}' took no byte {words}: look for a disk that does not answer")
+        return Stalled(f"no byte moved {words}; tar or gpg hangs: look for a disk that does not answer")
+
+    def on_storage(self, write: Callable[P, T], path: Path) -> Callable[P, T]:
+        """Return `write`; while it is being called, it is the disk of `path` that holds things up, and not a child."""
+
+        def writing(*args: P.args, **kwargs: P.kwargs) -> T:
+            self._storage = path
+            try:
+                return write(*args, **kwargs)
+            finally:
+                self._storage = None
+
+        return writing
 
     @contextmanager
     def child(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
@@ -110,13 +139,13 @@ class Job:
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a child that still runs, and reap it."""
-        _kill(process)
+        kill(process)
         process.wait()
         with self._lock:
             self._children.discard(process)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     """End a child's whole group: what it has started itself would keep its pipes open."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
