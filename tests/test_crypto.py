@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -22,8 +24,16 @@ import pytest
 from facility import gpg, keyring, wait_until
 
 from watcher import crypto
-from watcher.crypto import FileKey
-from watcher.errors import CannotRun, EncryptFailed, Interrupted, RecipientUnusable, ValidateFailed, WrapFailed
+from watcher.crypto import FileKey, Recipient
+from watcher.errors import (
+    CannotRun,
+    EncryptFailed,
+    Interrupted,
+    NotTheRunsFault,
+    RecipientUnusable,
+    ValidateFailed,
+    WrapFailed,
+)
 from watcher.job import Job
 from watcher.model import Digest, Run
 
@@ -730,3 +740,24 @@ def test_gpg_killed_while_it_wraps_is_a_wrap_failure_or_the_jobs_reason(gnupg: P
     job.cancel(Interrupted("stopped by a test"))
     with pytest.raises(Interrupted, match="stopped by a test"):
         crypto.wrap(FileKey.generate(), found, gnupg, job)
+
+
+# A gpg that hangs
+
+
+@pytest.mark.parametrize("operation", ["--list-keys", "--encrypt"])
+@pytest.mark.parametrize("with_job", [True, False], ids=["of a job", "of none"])
+def test_gpg_that_hangs_over_the_keyring_is_ended_and_that_is_not_the_runs_fault(
+    operation: str, with_job: bool, job: Job, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = tmp_path / "gpg"
+    real = shutil.which("gpg")
+    hanging.write_text(f'#!/bin/bash\n[[ " $* " = *" {operation} "* ]] && exec sleep 1000\nexec {real} "$@"\n')
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    mine = job if with_job else None
+    find = partial(crypto.find_recipient, "ops@example.org", home, mine, limit_seconds=0.3)
+    wrap = partial(crypto.wrap, FileKey.generate(), Recipient("A" * 40, "ops", None), home, mine, limit_seconds=0.3)
+    with pytest.raises(NotTheRunsFault):
+        (find if operation == "--list-keys" else wrap)()
+    assert children("sleep") == []

@@ -27,7 +27,7 @@ from typing import IO, Any, NoReturn, Protocol, cast
 import gnupg
 
 from watcher.errors import CannotRun, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
-from watcher.job import Job, start_child
+from watcher.job import Job, kill, start_child
 from watcher.model import Digest
 
 BUFFER_BYTES = 1 << 20
@@ -35,6 +35,9 @@ BUFFER_BYTES = 1 << 20
 
 WORDS_BYTES = 1000
 """gpg's last words in an error are cut to this."""
+
+KEYRING_SECONDS = 120.0
+"""How long gpg may take for what is no stream: to list keys, to wrap a file key. A locked keyring would hold it."""
 
 FEED_SECONDS = 5.0
 """After gpg's end so long for the thread that fed it to come back from its last read."""
@@ -94,11 +97,14 @@ class Recipient:
 class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
     """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings.
 
+    gpg is ended after `limit` seconds; None lets it go on.
     Raises CannotRun when gpg does not run, RecipientUnusable when `home` is no directory.
     """
 
-    def __init__(self, home: Path | None, job: Job | None = None) -> None:
+    def __init__(self, home: Path | None, job: Job | None = None, limit: float | None = KEYRING_SECONDS) -> None:
         self._job = job
+        self._timer: threading.Timer | None = None
+        self.limit = limit
         self.process: subprocess.Popen[bytes] | None = None
         if home is not None and not home.is_dir():
             raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
@@ -115,6 +121,8 @@ class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
 
     def close(self) -> None:
         """End gpg if it still runs."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self.process is not None and self._job is not None:
             self._job.end(self.process)
 
@@ -125,12 +133,17 @@ class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         command = self.make_args(args, passphrase)
         start = self._job.start if self._job else start_child
         self.process = start(command, env=self.env, **pipes)
+        if self.limit is not None:
+            self._timer = threading.Timer(self.limit, kill, (self.process,))
+            self._timer.daemon = True
+            self._timer.start()
         return self.process
 
 
 def gpg_version(home: Path | None) -> str:
     """Return gpg's version. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
-    return ".".join(map(str, _GPG(home).version or ("unknown",)))
+    with closing(_GPG(home)) as gpg:
+        return ".".join(map(str, gpg.version or ("unknown",)))
 
 
 def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None) -> None:
@@ -194,6 +207,7 @@ def _stream(
     with closing(_GPG(home, job)) as gpg, closing(_Feed(source)) as feed:
         sink = _Sink(write, gpg)
         gpg.on_data = sink
+        gpg.limit = None
         try:
             result = run(gpg, feed)
         except (BrokenPipeError, ValueError) as error:
@@ -207,13 +221,19 @@ def _stream(
     return result
 
 
-def wrap(key: FileKey, recipient: Recipient, home: Path | None = None, job: Job | None = None) -> bytes:
-    """Return `key`, encrypted to the recipient.
+def wrap(
+    key: FileKey,
+    recipient: Recipient,
+    home: Path | None = None,
+    job: Job | None = None,
+    limit_seconds: float = KEYRING_SECONDS,
+) -> bytes:
+    """Return `key`, encrypted to the recipient by a gpg that may take `limit_seconds`.
 
     Raises RecipientUnusable when the recipient's key cannot encrypt (any more), the job's reason if it
     was cancelled, WrapFailed otherwise.
     """
-    with closing(_GPG(home, job)) as gpg:
+    with closing(_GPG(home, job, limit_seconds)) as gpg:
         result = gpg.encrypt(
             key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True,
             extra_args=["--cipher-algo", "AES256", *_FORMAT],
@@ -235,7 +255,9 @@ def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
 
     Raises WrapFailed when no private key here opens it, or what was wrapped is no file key.
     """
-    result = _GPG(home).decrypt(wrapped)
+    with closing(_GPG(home)) as gpg:
+        gpg.limit = None  # a person may have to look for the passphrase
+        result = gpg.decrypt(wrapped)
     if not _succeeded(result):
         raise WrapFailed(f"the file key cannot be unwrapped: {_words(result)}; is the private key in this keyring?")
     line = bytes(result.data).split(b"\n", 1)[0]
@@ -244,14 +266,16 @@ def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
     return FileKey(line.decode("ascii"))
 
 
-def find_recipient(receiver: str, home: Path | None = None, job: Job | None = None) -> Recipient:
-    """Return the one public key that `receiver` names and that can encrypt now.
+def find_recipient(
+    receiver: str, home: Path | None = None, job: Job | None = None, limit_seconds: float = KEYRING_SECONDS
+) -> Recipient:
+    """Return the one public key that `receiver` names and that can encrypt now, by a gpg that may take so long.
 
     `receiver` is what gpg takes: a fingerprint, a key id, an e-mail address, part of a name. Raises
     RecipientUnusable when no key, or more than one, is meant, naming each with its fault, and the
     job's reason if it was cancelled.
     """
-    keys = _list_keys(receiver, home, job)
+    keys = _list_keys(receiver, home, job, limit_seconds)
     exact = [key for key in keys if any(parseaddr(user)[1] == receiver for user in key["uids"])]
     candidates = exact or keys
     usable = [key for key in candidates if _fault(key) is None]
@@ -270,8 +294,8 @@ def find_recipient(receiver: str, home: Path | None = None, job: Job | None = No
     raise RecipientUnusable(f"gpg_receiver: no key of '{receiver}' can encrypt: {faults}; import a usable one")
 
 
-def _list_keys(receiver: str, home: Path | None, job: Job | None) -> list[dict[str, Any]]:
-    with closing(_GPG(home, job)) as gpg:
+def _list_keys(receiver: str, home: Path | None, job: Job | None, limit_seconds: float) -> list[dict[str, Any]]:
+    with closing(_GPG(home, job, limit_seconds)) as gpg:
         # `--`: a receiver that starts with a hyphen is no option.
         found = gpg.list_keys(keys=["--", receiver])
     if job is not None:

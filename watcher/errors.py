@@ -58,6 +58,10 @@ class RecipientUnusable(NotTheRunsFault):
     """The key of `gpg_receiver` is missing, ambiguous or cannot encrypt now; no run can help that."""
 
 
+class WrapFailed(NotTheRunsFault):
+    """gpg did not encrypt the file key to the recipient: 64 characters, the same for every run."""
+
+
 class CannotRun(NotTheRunsFault):
     """tar or gpg could not be started: not installed, or no memory or process to be had."""
 
@@ -80,10 +84,6 @@ class EncryptFailed(RunFailed):
 
 class ValidateFailed(RunFailed):
     """The stored archive does not decrypt to what tar gave."""
-
-
-class WrapFailed(RunFailed):
-    """The file key could not be encrypted to the recipient."""
 
 
 class PublishFailed(RunFailed):
