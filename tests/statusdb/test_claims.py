@@ -415,6 +415,35 @@ def test_a_claim_that_too_few_nodes_confirm_is_none(couch_line: tuple[Line, Faul
     assert sum(map(is_write, proxy.requests)) == 1
 
 
+def recorded_by_others(rev: str) -> Document:
+    """Return the run as recorded by a worker on nodes that were cut off from ours."""
+    return {**new_document("run_001", status="encrypted", last_claim="theirs", worker_id="theirs"), "_rev": rev}
+
+
+def test_a_run_that_cut_off_nodes_have_recorded_is_not_claimed(
+    couch_line: tuple[Line, FaultProxy], direct: Direct
+) -> None:
+    line, _ = couch_line
+    line.statusdb.register([RUN])
+    document = line.statusdb.claimable(RUN)
+    assert document is not None
+    direct.insert_conflicts(recorded_by_others("1-0000"))
+    assert line.statusdb.claim(RUN, "worker_1", document) is None
+    assert [leaf["status"] for leaf in direct.leaves("run_001")] == ["encrypted"]
+
+
+def test_a_holder_learns_before_it_publishes_that_cut_off_nodes_have_recorded_the_run(
+    couch_line: tuple[Line, FaultProxy], direct: Direct
+) -> None:
+    line, _ = couch_line
+    claim = line.claim()
+    assert claim is not None
+    direct.insert_conflicts(recorded_by_others("2-0000"))
+    with pytest.raises(ClaimLost, match="is 'encrypted' with worker 'theirs' now"):
+        line.statusdb.announce(claim.document, claim.token, ARCHIVE)
+    assert [leaf["status"] for leaf in direct.leaves("run_001")] == ["encrypted"]
+
+
 def test_a_claim_whose_answer_was_lost_is_none_until_enough_nodes_confirm_it(
     couch_line: tuple[Line, FaultProxy],
 ) -> None:

@@ -718,6 +718,31 @@ def test_a_run_that_another_claim_has_is_not_settled_in_our_favour(couch: CouchD
     assert direct.leaves("run_001") == before
 
 
+@pytest.mark.parametrize("rev", ["2-0000", "2-ffff", "9-0000"])
+def test_a_run_that_cut_off_nodes_have_recorded_stays_recorded(couch: CouchDatabase, direct: Direct, rev: str) -> None:
+    store = couch.open()
+    first = stored(store, new_document("run_001"))
+    ours = stored(store, {**first, "status": "processing", "claim": {"token": "ours"}})
+    direct.insert_conflicts(
+        new_document("run_001", status="encrypted", last_claim="theirs", _rev=rev), processing("third", "2-8888")
+    )
+    settled = store.settle(ours)
+    [left] = direct.leaves("run_001")
+    assert left == settled
+    assert (left["status"], left["last_claim"]) == ("encrypted", "theirs")
+
+
+def test_our_own_record_is_settled_like_any_other_write(couch: CouchDatabase, direct: Direct) -> None:
+    store = couch.open()
+    first = stored(store, new_document("run_001"))
+    ours = stored(store, {**first, "status": "encrypted", "last_claim": "ours"})
+    direct.insert_conflicts(processing("theirs", "5-0000"))
+    settled = store.settle(ours)
+    [left] = direct.leaves("run_001")
+    assert left == settled
+    assert (left["status"], left["last_claim"]) == ("encrypted", "ours")
+
+
 def test_a_document_that_is_gone_is_not_brought_back_by_settling(couch: CouchDatabase, direct: Direct) -> None:
     store = couch.open()
     ours = stored(store, new_document("run_001", claim={"token": "ours"}))

@@ -115,14 +115,15 @@ class StatusDB:
         return document if document is not None and self._may_claim(document, run, stale_rev) else None
 
     def claim(self, run: Run, worker_id: str, document: Document) -> Claim | None:
-        """Claim the run over the revision of `document`; None when somebody was quicker.
+        """Claim the run over the revision of `document`; None when somebody was quicker, or has recorded it.
 
         A write that too few nodes of a cluster confirm (202) is no claim either: another worker may
         have the confirmed one. Its document then says `processing` until the lease ends.
         """
         token = secrets.token_hex(16)
         taken = self._patiently(partial(self._take, model.claimed(document, worker_id, token, self._now())))
-        return Claim(run, token, self._settled(taken), document) if taken else None
+        settled = self._settled(taken) if taken else None
+        return Claim(run, token, settled, document) if settled and model.is_held(settled, token) else None
 
     def _may_claim(self, document: Document, run: Run, stale_rev: str | None) -> bool:
         if not _is_of(document, run):
@@ -191,8 +192,15 @@ class StatusDB:
         return self.save(document, token, lambda current: model.renewed(current, progress, self._now()))
 
     def announce(self, document: Document, token: str, archive: Archive | None) -> Document:
-        """Write down which archive is about to be published (None: none after all)."""
-        return self.save(document, token, lambda current: model.announced(current, archive, self._now()))
+        """Write down which archive is about to be published (None: none after all).
+
+        Raises ClaimLost also when nodes that were cut off have recorded the run for another worker meanwhile.
+        """
+        written = self.save(document, token, lambda current: model.announced(current, archive, self._now()))
+        settled = self._settled(written)
+        if not model.is_held(settled, token):
+            raise ClaimLost(_whose(settled["_id"], settled))
+        return settled
 
     def release(self, document: Document, token: str, error: WatcherError | None, wait_seconds: float) -> Document:
         """Give the run back without counting an attempt; nobody claims it for `wait_seconds`."""

@@ -160,7 +160,9 @@ class CouchDBStore:
     def settle(self, document: Document) -> Document:
         """Make our branch the longest where others conflict with it, then delete the others' leaves.
 
-        Done again after a lost answer, it goes on from what the last try has left.
+        A run that one of them has recorded stays recorded: nodes that were cut off from each other may have
+        let two workers go on, and ours is then the branch that goes. Done again after a lost answer, it goes
+        on from what the last try has left.
         """
         path = _path(document["_id"])
         current = self._ask("GET", path, absent=None, conflicts="true")
@@ -170,11 +172,16 @@ class CouchDBStore:
         ours = document if document["_rev"] in leaves else current
         if len(leaves) == 1 or not model.is_same_claim(ours, document):
             return document  # if it is somebody else's, our next write tells
-        settled = {**ours, "_rev": self.put(ours).rev}
-        for rev in leaves - {ours["_rev"]}:
+        kept = self._recorded(path, leaves) or ours
+        settled = kept if kept is not ours else {**ours, "_rev": self.put(ours).rev}
+        for rev in leaves - {kept["_rev"]}:
             with suppress(Conflict):  # it has been deleted already, or is somebody's work: then our next write tells
                 self._ask("DELETE", path, absent={}, rev=rev)
         return settled
+
+    def _recorded(self, path: str, leaves: Iterable[str]) -> Document | None:
+        found = (self._ask("GET", path, absent={}, rev=rev) for rev in leaves)
+        return next((leaf for leaf in found if model.status_of(leaf) is Status.ENCRYPTED), None)
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since`, in one request that the server holds up to `wait_seconds`."""

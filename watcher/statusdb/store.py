@@ -72,7 +72,10 @@ class DocumentStore(Protocol):
         """Write new documents in one request; return the ids of those that were new."""
 
     def settle(self, document: Document) -> Document:
-        """Make the document's revision the current one and delete its conflicting ones; return it as it is then."""
+        """Make the document's revision the current one and delete its conflicting ones; return what then stands.
+
+        Where a conflicting one says that the run is recorded, that one stays instead.
+        """
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since`, waiting up to `wait_seconds` for something; None: from now on.
