@@ -25,6 +25,8 @@ from typing import NoReturn
 
 import pytest
 from facility import Site, wait_until
+from host import as_nobody, require_root
+from test_sentinels import make_reachable
 
 from watcher.archive import (
     MAX_RUN_NAME_BYTES,
@@ -740,13 +742,38 @@ def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(look
     assert shelf.staged() == []
 
 
-def test_what_is_withdrawn_is_gone_and_a_foreign_file_is_not(shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
-    shelf.staged_key("run_001", TOKEN).rename(shelf.final_key("run_001"))
-    shelf.final_archive("run_001").write_bytes(b"somebody else's")
-    shelf.withdraw("run_001", archive)
-    assert os.listdir(shelf.keys) == []
-    assert os.listdir(shelf.destination) == ["run_001.tar.gpg"]
+@pytest.mark.parametrize("step", ["free_bytes", "publish", "adopt"])
+def test_a_destination_that_is_not_mounted_any_more_takes_nothing(step: str, shelf: Shelf, tmp_path: Path) -> None:
+    mark = shelf.destination / ".dataflow_archive.worker_1.lock"
+    mark.touch()
+    marked = Shelf(shelf.destination, shelf.keys, mark)
+    archive = stage(marked, "run_001", TOKEN)
+    arguments = () if step == "free_bytes" else (archive,)
+    shelf.destination.rename(tmp_path / "elsewhere")
+    shelf.destination.mkdir()
+    with pytest.raises(NoSpace, match="is the destination unmounted"):
+        getattr(marked, step)("run_001", *arguments)
+    assert os.listdir(shelf.destination) == []
+    shelf.destination.rmdir()
+    (tmp_path / "elsewhere").rename(shelf.destination)
+    assert marked.adopt("run_001", archive)
+
+
+@pytest.mark.parametrize("unreadable", ["manifest", "directory"])
+def test_what_cannot_be_read_is_not_taken_for_absent(
+    unreadable: str, shelf: Shelf, tmp_path: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    make_reachable(tmp_path)
+    shelf.stage_manifest("run_001", stage(shelf, "run_001", TOKEN))
+    (manifest,) = shelf.destination.glob(".*.manifest.partial")
+    manifest.chmod(0o600)
+    tmp_path.chmod(0o755)
+    shelf.destination.chmod(0o755 if unreadable == "manifest" else 0o711)
+    finished, former = (lambda: shelf.is_finished("run_001", TOKEN)), (lambda: shelf.former("run_001"))
+    look: Callable[[], object] = finished if unreadable == "manifest" else former
+    with as_nobody(), pytest.raises(NoSpace, match="cannot read"):
+        look()
 
 
 def test_dropping_one_claims_files_leaves_those_of_another(shelf: Shelf) -> None:

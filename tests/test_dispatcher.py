@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
 
-from watcher.dispatcher import DATABASE_AWAY_SECONDS, Dispatcher
+from watcher.dispatcher import AWAY_SECONDS, Dispatcher
 from watcher.errors import StatusDBUnavailable
 from watcher.model import Run
 
@@ -230,15 +230,15 @@ def test_a_run_that_could_not_be_claimed_for_the_database_is_deferred(
     bench.works.errors["a"] = StatusDBUnavailable("nobody answers")
     bench.offer("a")
     bench.drain()
-    assert bench.dispatcher.release_due() == DATABASE_AWAY_SECONDS
+    assert bench.dispatcher.release_due() == AWAY_SECONDS
     [record] = caplog.records
     assert (record.levelno, record.getMessage()) == (
         logging.WARNING,
-        "waits for the status database: nobody answers",
+        "waits, not claimed: nobody answers",
     )
     assert record.__dict__["run"] == "a"
     del bench.works.errors["a"]
-    bench.clock.seconds += DATABASE_AWAY_SECONDS
+    bench.clock.seconds += AWAY_SECONDS
     bench.dispatcher.release_due()
     bench.drain()
     assert len(bench.works.begun) == 2

@@ -120,7 +120,6 @@ FAULTS = {
         "gpg",
         '[[ " $* " = *" --symmetric "* ]] && { { head -c 20000; cat >/dev/null; } | REAL "$@"; exit; }; exec REAL "$@"',
     ),
-    "WrapFailed": ("gpg", '[[ " $* " = *" --recipient "* ]] && { cat >/dev/null; exit 2; }; exec REAL "$@"'),
 }
 
 
@@ -298,7 +297,7 @@ def test_a_run_without_room_waits_with_the_reason_shown_and_no_attempt_spent(ben
     run = bench.ready_run()
     before = bench.document(run)
     crowded = bench.other(minimum_free_space=1 << 60)
-    assert crowded.work(run) is Outcome.NOT_OURS
+    assert crowded.work(run) is Outcome.NO_ROOM
     noted = bench.document(run)
     assert (noted["status"], noted["failure_count"]) == ("pending", 0)
     assert noted["last_error"]["kind"] == "NoSpace"
@@ -319,7 +318,7 @@ def test_running_jobs_keep_their_room_reserved(bench: Bench) -> None:
     tight = tight.with_shelf("refuse_foreign", lambda: outcomes.append(workers[0].work(second)))
     workers.append(tight.worker())
     assert workers[0].work(first) is Outcome.ENCRYPTED
-    assert outcomes == [Outcome.NOT_OURS], "6 MB for two runs of 4 MB"
+    assert outcomes == [Outcome.NO_ROOM], "6 MB for two runs of 4 MB"
     assert bench.document(second)["last_error"]["kind"] == "NoSpace"
 
 
@@ -440,6 +439,24 @@ def test_a_recipient_lost_between_start_and_wrap_is_waited_for_and_the_archive_i
     assert len(waits) == 2
     assert all("import" in words and bench.site.recipient in words for words in waits)
     assert [bench.finals()["run_001.tar.gpg"][1]] == archives, "it was not made again"
+    assert bench.document(run)["failure_count"] == 0
+    assert_restores(bench, run)
+
+
+@pytest.mark.parametrize("ending", ["exit 2", "kill -9 $$"])
+def test_a_wrap_that_fails_is_waited_for_and_the_archive_is_kept(
+    bench: Bench, program: Callable[[str, str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    run = bench.ready_run()
+    failed = tmp_path / "failed"
+    program(
+        "gpg",
+        f'[[ " $* " = *" --recipient "* && ! -e {failed} ]] && {{ touch {failed}; cat >/dev/null; {ending}; }}; '
+        'exec REAL "$@"',
+    )
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert failed.exists()
+    assert "cannot wrap the file key yet" in caplog.text
     assert bench.document(run)["failure_count"] == 0
     assert_restores(bench, run)
 
@@ -762,12 +779,20 @@ def test_a_publisher_that_wakes_late_has_nothing_left_to_name(bench: Bench) -> N
     assert_restores(bench, run)
 
 
-def test_a_named_key_without_its_archive_is_withdrawn(bench: Bench) -> None:
+def test_a_published_key_is_never_removed_though_its_archive_is_gone(bench: Bench) -> None:
+    """Somebody may have picked the archive up: then this key is the only one that opens it."""
     run = bench.ready_run()
     bench.with_shelf("publish", die).dies(run)
-    name_key(bench, run)
-    bench.shelf.staged_archive(run.name, staged_token(bench, run)).unlink()
-    assert bench.take_over(run) is Outcome.ENCRYPTED
+    name_both(bench, run)
+    for path in (bench.shelf.staged_archive(run.name, staged_token(bench, run)), bench.shelf.final_archive(run.name)):
+        path.unlink()
+    key = bench.finals()
+    assert bench.take_over(run) is Outcome.FAILED
+    assert bench.document(run)["last_error"]["kind"] == "PublishFailed"
+    assert bench.finals() == key
+    bench.shelf.final_key(run.name).rename(bench.site.keys / "kept")
+    bench.now.advance(3601)
+    assert bench.work(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
 
 

@@ -23,6 +23,12 @@ Where the code left the design it was built to, and why:
 - Publishing takes no lock. Whoever takes a run over adopts what was announced, or removes its staged
   files; from then on the former holder has nothing left to publish. A lock held by a suspended process
   would have kept the rescuer waiting for as long as that sleeps. (`watcher.archive`)
+- What has a final name is never removed, not even by the one who adopts: a half-published archive whose other
+  half has rotted ends `failed`, for people to look at. (`watcher.archive`)
+- gpg that fails to wrap a file key is nobody's fault: what it wraps is 64 characters, the same for every run.
+  The proven archive waits for it. (`watcher.errors`)
+- No byte moved for `stall_limit`: if we wait in our own write, it is the disk that hangs, and the attempt does
+  not count. (`watcher.job`)
 - A finished archive has a manifest beside it while it is staged, so that it can be adopted even if the
   database was away from before it was announced until its maker died. (`watcher.archive`)
 - Who could not look at the others' claims for half a lease begins anew to count: after an outage of

@@ -5,6 +5,8 @@ ever given its final name. Whoever takes a run over adopts what was announced, o
 files: then the former holder, asleep or not, has nothing left to publish, and the file system itself
 is the fence. A lock held by a suspended process would keep the rescuer out for as long as that sleeps.
 Only what was staged before the claim is removed: a successor's files are safe from a late waker.
+Nothing is ever taken from a final name: between a look at a file there and its removal another worker
+may have published, and a wrapped key may be the only one of an archive that was picked up.
 
 A manifest is staged last, when archive and key are on the disk. With it a finished archive outlives
 a process that could not announce it, since the database was away.
@@ -52,11 +54,15 @@ def _unseen(_count: int) -> None:
 
 
 class Shelf:
-    """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems."""
+    """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems.
 
-    def __init__(self, destination: Path, keys: Path) -> None:
+    `mark` is a file of ours in the destination: where it is missing, the destination is not mounted any more.
+    """
+
+    def __init__(self, destination: Path, keys: Path, mark: Path | None = None) -> None:
         self.destination = destination
         self.keys = keys
+        self._mark = mark
 
     def final_archive(self, run_name: str) -> Path:
         """Return the published archive's path."""
@@ -106,15 +112,19 @@ class Shelf:
         self.sync()
 
     def is_finished(self, run_name: str, token: str) -> bool:
-        """Say whether the claim `token` has staged a whole archive: one that may be adopted."""
+        """Say whether the claim `token` has staged a whole archive: one that may be adopted. Raises NoSpace."""
         return any(self.manifests(run_name, (token,)))
 
     def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
-        """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole."""
+        """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole.
+
+        Raises NoSpace when there is one that cannot be read: what it speaks of must not be thrown away.
+        """
         for token in tokens:
+            words = _content(self._staged_manifest(run_name, token))
             try:
-                yield Archive.from_document(json.loads(self._staged_manifest(run_name, token).read_bytes()))
-            except (OSError, ValueError, TypeError, AttributeError):
+                yield Archive.from_document(json.loads(words))
+            except (ValueError, TypeError, AttributeError):
                 continue
 
     def publish(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
@@ -125,13 +135,14 @@ class Shelf:
         gone, since a new holder has removed it, PublishFailed when another file stands in its way, NoSpace,
         and what `moved` raises.
         """
+        self._refuse_another_place()
         for staged, final, sha256 in self._moves(run_name, archive):
             if not _given_name(staged, final) and _sha256_of(final, moved) != sha256:
                 self.refuse_foreign(run_name)
                 raise ClaimLost(f"'{final}' is gone: another worker has taken the run over")
         self.sync()
         for token in self.former(run_name):
-            self.drop(run_name, token)
+            self._remove_staged(run_name, token)
 
     def sync(self) -> None:
         """Write both directories' entries to the disk. Raises NoSpace when that fails."""
@@ -144,6 +155,7 @@ class Shelf:
         Returns whether both files are there, staged or under their final names, and with the digests that
         the document has; otherwise nothing gets a name. Raises what `publish` raises.
         """
+        self._refuse_another_place()
         for staged, final, sha256 in self._moves(run_name, archive):
             # In this order: its maker may be awake, and give it its name between the two looks.
             if _sha256_of(staged, moved) != sha256 and _sha256_of(final, moved) != sha256:
@@ -170,21 +182,22 @@ class Shelf:
         manifest = self._staged_manifest(run_name, token)
         return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
 
-    def withdraw(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
-        """Remove an announced archive that cannot be adopted: what is staged of it, then what has a final name."""
-        self.drop(run_name, archive.token)
-        for _, final, sha256 in reversed(self._moves(run_name, archive)):  # no archive stands there without its key
-            if _sha256_of(final, moved) == sha256:
-                with _disk_trouble("remove", final):
-                    final.unlink(missing_ok=True)
-
     def former(self, run_name: str) -> tuple[str, ...]:
         """Return the tokens of whatever is staged for this run now."""
         tokens = dict.fromkeys(token for _, token in self.staged())
         return tuple(token for token in tokens if any(map(os.path.lexists, self._all_staged(run_name, token))))
 
     def drop(self, run_name: str, token: str) -> None:
-        """Remove what the claim `token` has staged: it cannot be published any more. Raises NoSpace."""
+        """Remove what the claim `token` has staged: it cannot be published any more. Raises NoSpace.
+
+        It may be published just now, by another worker. Its final names are then on the disk before the staged
+        ones go, so that no power cut takes both.
+        """
+        if any(map(os.path.lexists, (self.final_archive(run_name), self.final_key(run_name)))):
+            self.sync()
+        self._remove_staged(run_name, token)
+
+    def _remove_staged(self, run_name: str, token: str) -> None:
         for path in self._all_staged(run_name, token):
             with _disk_trouble("remove", path):
                 path.unlink(missing_ok=True)
@@ -196,9 +209,14 @@ class Shelf:
 
     def free_bytes(self, run_name: str) -> int:
         """Return how much the destination can still take for this run: what is staged for it will go, or do."""
+        self._refuse_another_place()
         with _disk_trouble("look at", self.destination):
             room = os.statvfs(self.destination)
         return room.f_bavail * room.f_frsize + sum(self._staged_bytes(run_name))
+
+    def _refuse_another_place(self) -> None:
+        if self._mark is not None and not os.path.lexists(self._mark):
+            raise NoSpace(f"'{self._mark}' is gone: is the destination unmounted? Mount it, or restart the watcher")
 
     def _staged_bytes(self, run_name: str) -> Iterator[int]:
         for token in self.former(run_name):
@@ -287,6 +305,15 @@ def _link(staged: Path, final: Path) -> None:
         os.rename(staged, final)
 
 
+def _content(path: Path) -> bytes:
+    """Return what is in a file; nothing for one that is not there. Raises NoSpace."""
+    with _disk_trouble("read", path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+
 def _are_one(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
@@ -313,11 +340,9 @@ def fsync_directory(directory: Path) -> None:
 
 
 def staged_files(directory: Path) -> list[tuple[str, str]]:
-    """Return name and token of each staged file in a directory (none if it cannot be read)."""
-    try:
+    """Return name and token of each staged file in a directory. Raises NoSpace when it cannot be read."""
+    with _disk_trouble("read", directory):
         names = os.listdir(directory)
-    except OSError:
-        return []
     return [(name, match[1]) for name in names if (match := _STAGED.match(name))]
 
 

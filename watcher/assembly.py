@@ -15,7 +15,7 @@ from watcher.lease import LeaseKeeper
 from watcher.metrics import Metrics
 from watcher.observer import Observer
 from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, file_system_type
-from watcher.service import Notifier, Service, Settings
+from watcher.service import Notifier, Service, Settings, lock_file
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
@@ -83,7 +83,7 @@ def service(config: Config, metrics: Metrics) -> Service:
     abort = threading.Event()
     database = statusdb(config, abort.wait)
     leases = LeaseKeeper(database, config.lease_seconds)
-    place = shelf(config)
+    place = Shelf(config.destination_path, config.run_keys_path, lock_file(config.destination_path, config.worker_id))
     interval = config.network_rescan_interval if is_on_network(config) else config.rescan_interval
     return Service(
         Settings(

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from watcher.errors import StatusDBUnavailable
+from watcher.errors import NotTheRunsFault
 from watcher.model import Run
 
-DATABASE_AWAY_SECONDS = 10.0
-"""A run that could not be claimed because the database was away waits so long."""
+AWAY_SECONDS = 10.0
+"""A run that could not be claimed, since the database or the destination was away, waits so long."""
 
 logger = logging.getLogger(__name__)
 Work = Callable[[Run, str | None], str]
@@ -112,9 +112,9 @@ class Dispatcher:
         outcome = "error"
         try:
             outcome = self._work(run, stale_rev)
-        except StatusDBUnavailable as error:
-            logger.warning("waits for the status database: %s", error, extra={"run": run.name})
-            self.offer_later(run, DATABASE_AWAY_SECONDS)
+        except NotTheRunsFault as error:
+            logger.warning("waits, not claimed: %s", error, extra={"run": run.name})
+            self.offer_later(run, AWAY_SECONDS)
         except Exception:
             logger.exception("a bug kept this run from being worked on", extra={"run": run.name})
         finally:

@@ -27,7 +27,7 @@ from urllib.parse import quote
 from watcher import model
 from watcher.archive import Shelf, remove
 from watcher.dispatcher import Dispatcher
-from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
+from watcher.errors import ConfigError, Interrupted, NotTheRunsFault, StatusDBRefused, StatusDBUnavailable
 from watcher.intake import Feed, Intake, Noticed
 from watcher.journal import printable
 from watcher.lease import LeaseKeeper, StaleClaims
@@ -81,6 +81,11 @@ class Notifier:
                 logger.warning("systemd does not hear us: %s", error)
 
 
+def lock_file(destination: Path, worker_id: str) -> Path:
+    """Return the path of the file that `worker_lock` locks."""
+    return destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
+
+
 @contextmanager
 def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
     """Be the only process of this `worker_id` on this destination while the context lasts.
@@ -88,7 +93,7 @@ def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
     The lock is what lets a restarted worker take its own claims back at once. Raises ConfigError when
     another process has it.
     """
-    path = destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
+    path = lock_file(destination, worker_id)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -226,7 +231,7 @@ class Service:
             for document in self._statusdb.pending():
                 self._offer(document)
             self._take_back_own()
-        except StatusDBUnavailable as error:
+        except NotTheRunsFault as error:
             logger.warning("%s not complete, tried again soon: %s", why, error)
             self._rescan_at = time.monotonic() + min(10.0, self._settings.rescan_interval)
             return False
@@ -246,7 +251,8 @@ class Service:
         self._swept_at = time.monotonic()
 
     def _live_tokens(self) -> set[str]:
-        statuses = (Status.PENDING, Status.PROCESSING, Status.FAILED)
+        # One of them twice: a run that changes hands between two questions must not be missed.
+        statuses = (Status.PROCESSING, Status.PENDING, Status.FAILED, Status.PROCESSING)
         documents = [document for status in statuses for document in self._statusdb.with_status(status)]
         return {token for document in documents for token in model.live_tokens(document)}
 

@@ -124,7 +124,7 @@ class Worker:
             return Outcome.ENCRYPTED
         except ClaimLost as error:
             logger.warning("stopped: %s", error, extra=_of(job))
-            self._tidy(claim, job, is_wanted=not self._shelf.is_published(claim.run.name))
+            self._tidy(claim, job, is_lost=True)
             return Outcome.LOST
         except NotTheRunsFault as error:
             self._tidy(claim, job)
@@ -136,14 +136,16 @@ class Worker:
             self._tidy(claim, job)
             return self._fail(lease, job, error)
 
-    def _tidy(self, claim: Claim, job: Job, is_wanted: bool = True) -> None:
-        """Remove what this claim has staged, but not what is finished and wanted: the next holder adopts that.
+    def _tidy(self, claim: Claim, job: Job, is_lost: bool = False) -> None:
+        """Remove what this claim has staged, but not what is finished: the next holder adopts that.
 
-        This comes before the claim is given back, which may take as long as the database is away.
+        This comes before the claim is given back, which may take as long as the database is away. When it is
+        lost and the run published, nothing staged is wanted any more.
         """
-        if is_wanted and self._shelf.is_finished(claim.run.name, claim.token):
-            return
         try:
+            is_wanted = not (is_lost and self._shelf.is_published(claim.run.name))
+            if is_wanted and self._shelf.is_finished(claim.run.name, claim.token):
+                return
             self._shelf.drop(claim.run.name, claim.token)
         except NoSpace as error:
             logger.warning("left for the next claim to remove: %s", error, extra=_of(job))
@@ -158,7 +160,7 @@ class Worker:
             if self._shelf.adopt(name, archive, job.moved):
                 logger.info("adopted the archive of an interrupted attempt", extra=_of(job))
                 return archive
-            self._shelf.withdraw(name, archive, job.moved)
+            self._shelf.drop(name, archive.token)
         for token in claim.former:
             self._shelf.drop(name, token)
         if "archive" in lease.document:
@@ -181,7 +183,7 @@ class Worker:
             writing(staged) as file,
             TarStream(claim.run, settings.exclusions, settings.tolerated_changes, job) as tar,
         ):
-            crypto.encrypt(tar, key, file.write, job, home)
+            crypto.encrypt(tar, key, job.on_storage(file.write, staged), job, home)
             report = tar.report()
         with reading(staged) as stored:
             job.enter(Phase.VALIDATING, os.fstat(stored.fileno()).st_size)

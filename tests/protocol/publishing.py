@@ -24,6 +24,7 @@ ABSENT, PARTIAL, CACHED, STORED = "-", "partial", "cached", "stored"
 """What a file holds: nothing, a part, all of it in memory only, all of it on the disk."""
 
 WHOLE = (CACHED, STORED)
+POWER_CUT = "the power fails"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Rules:
     stages_a_manifest: bool = True
     links_instead_of_renaming: bool = True
     syncs_files_before_announcing: bool = True
-    syncs_names_before_recording: bool = True
+    syncs_names_before_clearing: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,13 @@ class Protocol:
         yield from self._look(state, number, worker, 1, ("look_at_archive", "look_at_key_again"), again=False)
 
     def _look_at_key_again(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 1, ("look_at_archive", "withdraw"), again=True)
+        yield from self._look(state, number, worker, 1, ("look_at_archive", "drop"), again=True)
 
     def _look_at_archive(self, state: State, number: int, worker: Worker) -> Successors:
         yield from self._look(state, number, worker, 0, ("name_key", "look_at_archive_again"), again=False)
 
     def _look_at_archive_again(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 0, ("name_key", "withdraw"), again=True)
+        yield from self._look(state, number, worker, 0, ("name_key", "drop"), again=True)
 
     def _look(
         self, state: State, number: int, worker: Worker, part: int, then: tuple[str, str], *, again: bool
@@ -195,29 +196,19 @@ class Protocol:
         """Whether the staged names of the target are known: without its own token, only if the last claim made it."""
         return self.rules.finds_announced_files_by_their_own_token or worker.target == max(worker.former, default=0)
 
-    def _withdraw(self, state: State, number: int, worker: Worker) -> Successors:
+    def _drop(self, state: State, number: int, worker: Worker) -> Successors:
         if self.rules.removes_what_it_does_not_adopt:
-            state = _without_staged(state, (worker.target,))
-        yield f"{number} withdraws", _with_worker(state, number, worker._replace(step="unname_archive"))
-
-    def _unname_archive(self, state: State, number: int, worker: Worker) -> Successors:
-        if state.final_archive == worker.target and state.staged[worker.target - 1].archive in WHOLE:
-            state = state._replace(final_archive=NOBODY)
-        yield f"{number} withdraws the archive", _with_worker(state, number, worker._replace(step="unname_key"))
-
-    def _unname_key(self, state: State, number: int, worker: Worker) -> Successors:
-        if state.final_key == worker.target and state.staged[worker.target - 1].key in WHOLE:
-            state = state._replace(final_key=NOBODY)
+            state = self._dropped(state, (worker.target,))
         more = [token for token in worker.former if _has_manifest(state, token) and token != worker.target]
         after = worker._replace(step="announce" if more else "sweep", target=more[0] if more else NOBODY)
-        yield f"{number} withdraws the key", _with_worker(state, number, after)
+        yield f"{number} drops it", _with_worker(state, number, after)
 
     def _sweep(self, state: State, number: int, worker: Worker) -> Successors:
         doomed = worker.former
         if not self.rules.spares_what_came_after_its_claim:
             doomed = tuple(token for token in range(1, len(state.staged) + 1) if token != worker.token)
         if self.rules.removes_what_it_does_not_adopt:
-            state = _without_staged(state, doomed)
+            state = self._dropped(state, doomed)
         step = "unannounce" if worker.announced else "refuse"
         yield f"{number} sweeps", _with_worker(state, number, worker._replace(step=step, target=NOBODY))
 
@@ -230,6 +221,8 @@ class Protocol:
         yield f"{number} looks at the final names", _with_worker(state, number, after)
 
     def _begin(self, state: State, number: int, worker: Worker) -> Successors:
+        if any(state.staged[token - 1].names[0] for token in worker.former):
+            raise Violation("an archive is made again beside what was left")
         begun = _with_staged(state, worker.token, Staged(PARTIAL, ABSENT, (True, False, False)))
         yield f"{number} begins", _with_worker(begun, number, worker._replace(step="finish"))
 
@@ -299,7 +292,7 @@ class Protocol:
             yield f"{number} finds another's file", _with_worker(state, number, worker._replace(step="give_back"))
 
     def _sync(self, state: State, number: int, worker: Worker) -> Successors:
-        if self.rules.syncs_names_before_recording:
+        if self.rules.syncs_names_before_clearing:
             state = state._replace(are_durable=(True, True))
         yield f"{number} syncs the names", _with_worker(state, number, worker._replace(step="clear"))
 
@@ -337,15 +330,21 @@ class Protocol:
     def _believing(self, state: State, worker: Worker, step: str) -> Worker:
         return worker._replace(step=step, is_current=True, announced=state.document.archive)
 
+    def _dropped(self, state: State, tokens: Iterable[int]) -> State:
+        """Return the state without these claims' staged names. Final names that may be theirs are synced first."""
+        if self.rules.syncs_names_before_clearing and _finals(state) != (NOBODY, NOBODY):
+            state = state._replace(are_durable=(True, True))
+        return _without_staged(state, tokens)
+
     def _lost(self, state: State, number: int, worker: Worker) -> State:
         if NOBODY not in _finals(state):
-            return _with_worker(_without_staged(state, (worker.token,)), number, Worker())
+            return _with_worker(self._dropped(state, (worker.token,)), number, Worker())
         return self._ended(state, number, worker)
 
     def _ended(self, state: State, number: int, worker: Worker) -> State:
         """Leave the run, keeping what is finished: it may be adopted."""
         if not _has_manifest(state, worker.token):
-            state = _without_staged(state, (worker.token,))
+            state = self._dropped(state, (worker.token,))
         return _with_worker(state, number, Worker())
 
     def _misfortunes(self, state: State) -> Successors:
@@ -390,7 +389,7 @@ def _power_cuts(state: State) -> Successors:
                 after = after._replace(final_key=NOBODY)
             if not keeps_archive and not state.are_durable[1] and state.final_archive > 0:
                 after = after._replace(final_archive=NOBODY)
-            yield "the power fails", after
+            yield POWER_CUT, after
 
 
 def _after_cut(content: str) -> str:
@@ -471,6 +470,7 @@ def explore(protocol: Protocol, start: State, at_most: int = 3_000_000) -> Colle
             check(state)
             _check_rescue(protocol, state, rescued)
             for what, successor in protocol.successors(state):
+                _check_names(state, successor, what)
                 # Which worker is which does not matter.
                 after = successor._replace(workers=tuple(sorted(successor.workers)))
                 if after not in came_from:
@@ -483,9 +483,23 @@ def explore(protocol: Protocol, start: State, at_most: int = 3_000_000) -> Colle
     return came_from.keys()
 
 
+def _check_names(before: State, after: State, what: str) -> None:
+    """Raise Violation if a final name is taken away, or from one file for another; only power may take it."""
+    for old, new in zip(_finals(before), _finals(after), strict=True):
+        if old not in (NOBODY, new) and what != POWER_CUT:
+            raise Violation("a final name is taken away")
+
+
+def _is_half_rotten(state: State) -> bool:
+    """Whether a key has its final name, and its archive, the only one there is, is gone or damaged: for people."""
+    archive, key = _finals(state)
+    is_staged_whole = key > 0 and state.staged[key - 1].names[0] and state.staged[key - 1].archive in WHOLE
+    return archive == NOBODY and key > 0 and not is_staged_whole
+
+
 def _check_rescue(protocol: Protocol, state: State, rescued: set[State]) -> None:
     """Raise Violation unless one more worker, left alone, ends the run encrypted with nothing staged left."""
-    if FOREIGN in _finals(state) or state.document.status == ENCRYPTED:
+    if FOREIGN in _finals(state) or _is_half_rotten(state) or state.document.status == ENCRYPTED:
         return
     calm = state._replace(staged=(*state.staged, Staged()), workers=(Worker(),), claims=1, misfortunes=0)
     if calm in rescued:

@@ -14,14 +14,14 @@ BROKEN_PROMISES = {
     "conflicts_compare_tokens": "a finished archive is thrown away",
     "announces_before_naming": "nobody ends the run",
     "adopts_by_digest": "a final name shows a partial file",
-    "looks_at_staged_names_first": "archive and key are not the recorded ones",
-    "removes_what_it_does_not_adopt": "nobody ends the run",
+    "looks_at_staged_names_first": "nobody ends the run",
+    "removes_what_it_does_not_adopt": "an archive is made again beside what was left",
     "spares_what_came_after_its_claim": "a finished archive is thrown away",
     "finds_announced_files_by_their_own_token": "a finished archive is thrown away",
     "stages_a_manifest": "a finished archive is thrown away",
     "links_instead_of_renaming": "a file under a final name is overwritten",
     "syncs_files_before_announcing": "nobody ends the run",
-    "syncs_names_before_recording": "archive and key are not the recorded ones",
+    "syncs_names_before_clearing": "nobody ends the run",
 }
 
 
