@@ -54,6 +54,7 @@ class Hall:
         self.daemons: dict[str, Daemon] = {}
         self.runs: dict[str, Path] = {}
         self.kills = 0
+        self.missed = 0
         self.starts = 0
         if database:
             site.configure(statusdb={"url": url or database.url, "database": database.name})
@@ -229,9 +230,12 @@ STEPS: dict[str, Trigger] = {
 
 
 def await_step(hall: Hall, name: str, step: str) -> None:
-    """Return as soon as the run has come to the step, or beyond."""
+    """Return as soon as the run has come to the step, or, which is counted as missed, is over."""
     reached, is_over = STEPS[step], STEPS["archive named"]
-    while not (reached(hall, name) or is_over(hall, name)):
+    while not reached(hall, name):
+        if step != "recorded" and is_over(hall, name):
+            hall.missed += 1
+            return
         for daemon in hall.daemons.values():
             assert daemon.process.poll() is None, daemon.log
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
+import requests
 from couchdb_server import Database
 from facility import Site, assert_same_tree
 from fault_proxy import Fault, FaultProxy, Request
 from hall import Hall, await_step, say, seeded, size
 from workbench import Bench
 
-from watcher.errors import StatusDBUnavailable
-from watcher.model import Run
+from watcher.errors import NoSpace, StatusDBUnavailable, TarFailed
+from watcher.model import Claim, Phase, Progress, Run
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.worker import Outcome
 
@@ -25,11 +29,24 @@ TRIES = 6
 
 FAULTS = (
     Fault.RESET, Fault.RESET_AFTER, Fault.HANG, Fault.HANG_AFTER, Fault.ERROR_500, Fault.ERROR_503,
-    Fault.ACCEPTED, Fault.CUT_BODY, Fault.BROKEN_JSON,
+    Fault.ACCEPTED, Fault.CUT_BODY, Fault.BROKEN_JSON, Fault.DOWN,
 )  # fmt: skip
 
-HARSH = tuple(fault for fault in FAULTS if fault not in (Fault.HANG, Fault.HANG_AFTER))
-"""Without what only a long time-out ends."""
+HARSH = tuple(fault for fault in FAULTS if fault not in (Fault.HANG, Fault.HANG_AFTER, Fault.DOWN))
+"""Without what only a long time-out ends, or another hand."""
+
+
+def break_one(proxy: FaultProxy, number: int, fault: Fault) -> None:
+    """Let the request of that number meet the fault. A server that is down comes back a little later."""
+
+    def plan(request: Request) -> Fault:
+        if request.number != number:
+            return Fault.PASS
+        if fault is Fault.DOWN:
+            threading.Timer(TIMEOUT_SECONDS, proxy.up).start()
+        return fault
+
+    proxy.plan = plan
 
 
 def story(bench: Bench, run: Run) -> list[Outcome]:
@@ -72,7 +89,7 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
         for index in range(count):
             run = named(site, f"run_{index}")
             number = len(proxy.requests) + index
-            proxy.plan = lambda request, number=number: fault if request.number == number else Fault.PASS  # type: ignore[misc]
+            break_one(proxy, number, fault)
             outcomes = story(bench, run)
             proxy.release()
             cut += proxy.faults[number] is fault
@@ -87,7 +104,77 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
         assert cut == count
 
 
-@pytest.mark.parametrize("fault", [Fault.RESET_AFTER, Fault.ACCEPTED, Fault.BROKEN_JSON])
+T = TypeVar("T")
+
+
+def insist(ask: Callable[[], T]) -> T:
+    """Ask again while the database is away, as a daemon does in time."""
+    for _ in range(TRIES):
+        try:
+            return ask()
+        except StatusDBUnavailable:
+            time.sleep(TIMEOUT_SECONDS / 2)
+    raise AssertionError("the database does not come back")
+
+
+def claim(bench: Bench, run: Run) -> Claim:
+    """Claim a run, whoever seems to hold it."""
+
+    def once() -> Claim:
+        bench.now.advance(3601)
+        document = bench.document(run)
+        claim = bench.statusdb().claim(run, "worker_1", document)
+        if claim is None:  # too few nodes confirmed it: the lease will expire
+            raise StatusDBUnavailable("not claimed")
+        return claim
+
+    return insist(once)
+
+
+def give_back_then_fail(bench: Bench, run: Run) -> None:
+    """Do all that a holder writes beside the story of a success, and ask what the daemon asks of the database."""
+    statusdb = bench.statusdb()
+    insist(lambda: statusdb.register([run]))
+    held = claim(bench, run)
+    document = insist(lambda: statusdb.renew(held.document, held.token, Progress(Phase.ARCHIVING, 1, 2)))
+    assert [found["_id"] for found in insist(statusdb.processing)] == [run.name]
+    insist(lambda: statusdb.release(document, held.token, NoSpace("no room"), 60))
+    assert [found["_id"] for found in insist(statusdb.pending)] == [run.name]
+    held = claim(bench, run)
+    insist(lambda: statusdb.fail(held.document, held.token, TarFailed("it cannot be read"), 60))
+    since = insist(lambda: statusdb.changes(None, 0)).since
+    assert insist(lambda: statusdb.changes(since, 0)).documents == ()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_request_beside_the_story_may_fail(site: Site, couchdb_database: Database, fault: Fault) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        bench = through(proxy, site, couchdb_database)
+        run = named(site, "run_001")
+        count = 0
+        index = -1
+        while index < count:
+            first = len(proxy.requests)
+            if index >= 0:
+                break_one(proxy, first + index, fault)
+            give_back_then_fail(bench, run)
+            count = count or len(proxy.requests) - first
+            proxy.plan = lambda _request: Fault.PASS
+            proxy.release()
+            document = bench.document(run)
+            assert (document["status"], document["failure_count"]) == ("pending", 1)
+            direct = CouchDBStore(Login(couchdb_database.url, couchdb_database.name))
+            found = direct.get(run.name)
+            assert found is not None
+            requests.delete(
+                f"{couchdb_database.url}/{couchdb_database.name}/{run.name}", params={"rev": found["_rev"]}, timeout=60
+            ).raise_for_status()
+            index += 1
+        say(f"{fault.name}: {count} requests cut, each failure counted once")
+        assert count >= 12
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in (Fault.HANG, Fault.HANG_AFTER)])
 def test_of_two_workers_one_holds_the_run_whatever_request_fails(
     site: Site, couchdb_database: Database, fault: Fault
 ) -> None:
@@ -98,7 +185,7 @@ def test_of_two_workers_one_holds_the_run_whatever_request_fails(
             run = named(site, f"run_{index}")
             bench.statusdb().register([run])
             number = len(proxy.requests) + index
-            proxy.plan = lambda request, number=number: fault if request.number == number else Fault.PASS  # type: ignore[misc]
+            break_one(proxy, number, fault)
             outcomes: list[Outcome] = []
 
             def work(worker_id: str, run: Run = run, outcomes: list[Outcome] = outcomes) -> None:
