@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 
@@ -101,16 +102,26 @@ class Intake:
 
         Raises StatusDBUnavailable; then all of it may be done again.
         """
-        seen, ready = 0, []  # of paths as text: a Path takes four times the memory, and there may be many
-        for sighting in sightings:
-            seen += 1
-            # A rescan sees all runs there are; those that are known come out of the database if they are pending.
-            is_old = noticed is Noticed.RESCAN and sighting.state is State.READY and self._is_known(sighting.run)
-            if not is_old and self._is_acceptable(sighting):
-                ready.append(str(sighting.run.path))
-        for start in range(0, len(ready), BATCH):
-            self._register([Run(Path(path)) for path in ready[start : start + BATCH]], noticed)
+        seen, ready = 0, list[Run]()
+        with ThreadPoolExecutor(1, "register") as beside:  # the database answers while the next batch is collected
+            asked: Future[None] | None = None
+            for sighting in sightings:
+                seen += 1
+                if self._is_news(sighting, noticed) and self._is_acceptable(sighting):
+                    ready.append(sighting.run)
+                if len(ready) == BATCH:
+                    if asked:
+                        asked.result()
+                    asked, ready = beside.submit(self._register, ready, noticed), []
+            if asked:
+                asked.result()
+        self._register(ready, noticed)
         return seen
+
+    def _is_news(self, sighting: Sighting, noticed: Noticed) -> bool:
+        # A rescan sees all runs there are; those that are known come out of the database if they are pending.
+        is_known = sighting.state is State.READY and self._known.get(sighting.run.name) == str(sighting.run.path)
+        return noticed is not Noticed.RESCAN or not is_known
 
     def heard(self, document: Document) -> None:
         """Note a pending run that the database told of; one that this process did not know is logged."""
@@ -135,7 +146,7 @@ class Intake:
         try:
             registration = self._statusdb.register(runs)
             for document in registration.known:
-                self._known[document["_id"]] = str(path_of(document))
+                self._known[document["_id"]] = document.get("path", "")
         finally:
             self._asking -= names
         for run in registration.new:
@@ -151,9 +162,6 @@ class Intake:
             else:
                 self._told.pop(run.path, None)
             self._handled(run.path)
-
-    def _is_known(self, run: Run) -> bool:
-        return self._known.get(run.name) == str(run.path)
 
     def _is_acceptable(self, sighting: Sighting) -> bool:
         reason, level = sighting.reason, logging.ERROR
