@@ -61,6 +61,9 @@ ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg"
 LOCKED_OUT = "Account is temporarily locked due to multiple authentication failures"
 """What CouchDB 3.5 says to a right password too, after five wrong ones."""
 
+THEIRS: Document = {"views": {"theirs": {"map": "function (doc) { emit(1, null); }"}}, "made_by": "the site"}
+"""A design document of our name, made by somebody else."""
+
 HTML = (("Content-Type", "text/html"),)
 JSON = (("Content-Type", "application/json"),)
 
@@ -410,13 +413,20 @@ def test_a_view_that_we_may_not_make_is_a_matter_for_an_administrator() -> None:
         assert json.dumps(DESIGN_DOCUMENT) in shlex.split(str(caught.value).partition("runs: ")[2])
 
 
+@pytest.mark.parametrize("existing", [None, THEIRS], ids=["no design document", "one without our view"])
 def test_the_command_for_an_administrator_makes_the_view(
-    couchdb_database: Database, unavailable: Callable[[str], NoReturn]
+    existing: Document | None,
+    couchdb_database: Database,
+    direct: Direct,
+    unavailable: Callable[[str], NoReturn],
 ) -> None:
     if not shutil.which("curl"):
         unavailable("there is no 'curl' for the administrator's command")
-    there = answer(200, "{}")
-    with script(there, "read missing", "member writes a design document") as server:
+    there: str | Exchange = "read missing"
+    if existing is not None:
+        direct.ask("PUT", "_design/dataflow_archive", existing)
+        there = answer(200, json.dumps(direct.ask("GET", "_design/dataflow_archive")))
+    with script(answer(200, "{}"), there, "member writes a design document") as server:
         with pytest.raises(ConfigError) as caught:
             CouchDBStore(login_at(server.url)).prepare()
         typed = str(caught.value).partition("an administrator runs: ")[2]
@@ -427,6 +437,8 @@ def test_the_command_for_an_administrator_makes_the_view(
     store = CouchDBStore(login_of(couchdb_database))
     store.verify()
     assert store.count_by_status() == {}
+    views = direct.ask("GET", "_design/dataflow_archive")["views"]
+    assert set(views) == ({"by_status", "theirs"} if existing else {"by_status"})
 
 
 def test_a_database_that_we_may_not_read_refuses_us_by_name() -> None:
@@ -478,6 +490,21 @@ def test_design_documents_of_others_are_never_overwritten(couch: CouchDatabase, 
     couch.open().prepare()
     assert [direct.ask("GET", f"_design/{name}") for name in ("lookup", "dataflow_archive")] == before
     assert couch.open().count_by_status() == {}
+
+
+def test_a_design_document_of_our_name_without_our_view_gets_it_and_keeps_what_it_has(
+    couchdb_database: Database, direct: Direct
+) -> None:
+    direct.ask("PUT", "_design/dataflow_archive", THEIRS)
+    store = CouchDBStore(login_of(couchdb_database))
+    with pytest.raises(ConfigError, match="_design/dataflow_archive/by_status"):
+        store.verify()
+    store.prepare()
+    store.verify()
+    assert store.count_by_status() == {}
+    left = direct.ask("GET", "_design/dataflow_archive")
+    assert set(left["views"]) == {"theirs", "by_status"}
+    assert left["made_by"] == "the site"
 
 
 def test_looking_makes_nothing(couchdb_database: Database, direct: Direct) -> None:

@@ -51,10 +51,11 @@ RIGHTS_MISSING = "You are not"
 """What a 401 begins with when name and password are right, but do not allow this."""
 
 DESIGN = "dataflow_archive"
+VIEW = "by_status"
 DESIGN_DOCUMENT: Document = {
     "_id": f"_design/{DESIGN}",
     "language": "javascript",
-    "views": {"by_status": {"map": "function (doc) { if (doc.status) emit(doc.status, null); }", "reduce": "_count"}},
+    "views": {VIEW: {"map": "function (doc) { if (doc.status) emit(doc.status, null); }", "reduce": "_count"}},
 }
 
 
@@ -92,21 +93,23 @@ class CouchDBStore:
     def prepare(self) -> None:
         """Create the database and our view where they are missing and our rights allow it.
 
-        Raises ConfigError with the command for an administrator where they do not, and StatusDBRefused
-        for a wrong user or password.
+        A design document of our name that lacks our view gets it, and keeps what else is in it. Raises
+        ConfigError with the command for an administrator where our rights do not allow it, and
+        StatusDBRefused for a wrong user or password.
         """
         try:
             self._ask("GET", "")
         except _DatabaseMissing:
             self._create("", f"database '{self._login.database}' does not exist", None)
-        if self._ask("GET", f"_design/{DESIGN}", absent=None) is None:
-            self._create(f"_design/{DESIGN}", f"view '{DESIGN}/by_status' does not exist", DESIGN_DOCUMENT)
+        design = self._ask("GET", f"_design/{DESIGN}", absent={})
+        if not _has_our_view(design):
+            self._create(f"_design/{DESIGN}", f"view '{DESIGN}/{VIEW}' does not exist", _with_our_view(design))
 
     def verify(self) -> None:
         """Raise ConfigError if the database or our view is missing."""
         try:
             self._ask("GET", "")
-            self._ask("GET", f"_design/{DESIGN}")
+            self._require_view(self._ask("GET", f"_design/{DESIGN}"))
         except (_DatabaseMissing, _Absent) as error:
             raise ConfigError(f"statusdb: {error}; the watcher makes it when it starts, if it may") from error
 
@@ -133,14 +136,14 @@ class CouchDBStore:
 
     def with_status(self, status: Status) -> list[Document]:
         """Return all documents of this status."""
-        view = f"_design/{DESIGN}/_view/by_status"
+        view = f"_design/{DESIGN}/_view/{VIEW}"
         rows = _part(self._ask("GET", view, key=json.dumps(status), include_docs="true", reduce="false"), "rows")
         # The view may trail the documents that come with it.
         return [row["doc"] for row in rows if row.get("doc") and row["doc"].get("status") == status]
 
     def count_by_status(self) -> dict[str, int]:
         """Return how many documents have each status."""
-        rows = _part(self._ask("GET", f"_design/{DESIGN}/_view/by_status", group="true"), "rows")
+        rows = _part(self._ask("GET", f"_design/{DESIGN}/_view/{VIEW}", group="true"), "rows")
         # Other programs' documents may have a `status` that is no word.
         return {row["key"]: row["value"] for row in rows if isinstance(row["key"], str)}
 
@@ -251,6 +254,10 @@ class CouchDBStore:
             self._local.server = server
         return server
 
+    def _require_view(self, design: Document) -> None:
+        if not _has_our_view(design):
+            raise _Absent(f"'{self._login.url}' has no view '{self._login.database}/_design/{DESIGN}/{VIEW}'")
+
     def _create(self, path: str, what: str, body: Document | None) -> None:
         try:
             self._ask("PUT", path, body)
@@ -350,6 +357,14 @@ def _look_for_refusal(response: requests.Response, **_options: Any) -> None:
     except (ValueError, KeyError, TypeError):
         reason = response.reason
     raise _Unauthorized(str(reason))
+
+
+def _has_our_view(design: Document) -> bool:
+    return VIEW in (design.get("views") or {})
+
+
+def _with_our_view(design: Document) -> Document:
+    return {**DESIGN_DOCUMENT, **design, "views": {**(design.get("views") or {}), **DESIGN_DOCUMENT["views"]}}
 
 
 def _path(run_id: str) -> str:
