@@ -516,8 +516,9 @@ def test_a_username_without_a_password_is_refused_with_the_three_sources(files: 
     for credentials in (None, tmp_path):
         said = files.problem(with_user(), credentials=credentials)
         assert said.startswith("statusdb.password: its value is missing")
-        assert "password_file" in said
-        assert "statusdb_password" in said
+        for source in ("statusdb.password_file", "statusdb.password ", "credential statusdb_password"):
+            assert source in said
+        assert "exists in the unit alone" in said
 
 
 def test_an_empty_password_is_none(files: Files) -> None:

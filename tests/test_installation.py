@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,8 @@ CHECKOUT = "/root/checkout"
 LEFT_OUT = [".git", ".venv", "node_modules", "__pycache__", "*.egg-info", "build"]
 UNIT = "dataflow-archive-watch"
 CONFIG = "/etc/dataflow_archive/df_archive.yaml"
+PASSWORD_FILE = "/etc/dataflow_archive/statusdb_password"
+GROUP = "dataflow-archive"
 AS_ARCHIVER = ("runuser", "-l", "dataflow-archive", "-s", "/bin/sh", "-c")
 
 ROOMS = (
@@ -189,19 +192,51 @@ def test_a_watcher_that_hangs_is_started_again_and_goes_on_with_its_run(machine:
     assert wait_for(machine, "run_006", "encrypted")["failure_count"] == 0
 
 
-def test_the_password_may_be_a_credential(machine: Container) -> None:
+@contextmanager
+def on_a_couchdb_that_is_away(machine: Container, *lines: str) -> Iterator[None]:
+    """Let the configuration name a CouchDB that nobody listens for, and a user; `lines` are further keys of it."""
+    couch = "\n  ".join(["http://127.0.0.1:1", "username: archiver", *lines])
     machine.run("systemctl", "stop", UNIT)
-    machine.write("/etc/credstore/statusdb_password", "secret\n", mode="0600")
-    couch = SITE.replace("sqlite:///var/lib/dataflow-archive/status.db", "http://127.0.0.1:1\n  username: archiver")
-    machine.write(CONFIG, couch)
+    machine.write(CONFIG, SITE.replace("sqlite:///var/lib/dataflow-archive/status.db", couch))
     try:
-        machine.run("systemctl", "start", "--no-block", UNIT)
-        wait_until(lambda: show(machine, "StatusText") == "waiting for the status database", "it waits")
+        yield
     finally:
         machine.run("systemctl", "stop", UNIT)
         machine.write(CONFIG, SITE)
-        machine.run("rm", "/etc/credstore/statusdb_password")
         machine.run("systemctl", "start", UNIT)
+
+
+def assert_the_watcher_has_a_password(machine: Container) -> None:
+    """Without one it would have ended with a configuration error."""
+    machine.run("systemctl", "start", "--no-block", UNIT)
+    wait_until(lambda: show(machine, "StatusText") == "waiting for the status database", "it waits")
+
+
+def test_the_password_file_of_the_installation_serves_the_watcher_and_the_commands_and_nobody_else(
+    machine: Container,
+) -> None:
+    assert machine.run("stat", "--format", "%a %U %G", PASSWORD_FILE).stdout.split() == ["640", "root", GROUP]
+    shell(machine, f"echo secret > {PASSWORD_FILE}")
+    with on_a_couchdb_that_is_away(machine, f"password_file: {PASSWORD_FILE}"):
+        assert_the_watcher_has_a_password(machine)
+        checked = machine.run(*AS_ARCHIVER, "dataflow_archive check", check=False)
+    assert checked.returncode == 1
+    assert "FAIL  status database: no good answer from 'http://127.0.0.1:1'" in checked.stdout
+
+
+def test_the_password_may_be_a_credential_which_a_command_has_only_from_systemd(machine: Container) -> None:
+    machine.write("/etc/credstore/statusdb_password", "secret\n", mode="0600")
+    try:
+        with on_a_couchdb_that_is_away(machine):
+            assert_the_watcher_has_a_password(machine)
+            without = machine.run(*AS_ARCHIVER, "dataflow_archive check", check=False)
+            with_it = machine.run("sh", "-c", block("credential"), check=False)
+    finally:
+        machine.run("rm", "/etc/credstore/statusdb_password")
+    assert without.returncode == 3
+    assert "exists in the unit alone" in without.stderr
+    assert with_it.returncode == 1, with_it.stderr
+    assert "FAIL  status database: no good answer from 'http://127.0.0.1:1'" in with_it.stdout
 
 
 def test_the_readme_s_two_commands_work_on_this_python(tree: Tree, tmp_path: Path) -> None:

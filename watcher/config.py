@@ -24,6 +24,11 @@ from watcher.errors import ConfigError
 
 _SQLITE = "sqlite://"
 _CREDENTIAL = "statusdb_password"
+_NO_PASSWORD = (
+    "is missing; give statusdb.password_file, statusdb.password or, to the systemd unit, "
+    f"the credential {_CREDENTIAL} (it exists in the unit alone: other commands need one of the keys); "
+    "or remove statusdb.username"
+)
 _LONGEST_SECONDS = 365 * 86400.0
 _UNIT_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)?\s*")
@@ -170,7 +175,7 @@ class StatusDBConfig(_Section, frozen=True):
             raise ValueError("has no statusdb.username; give one, or remove the password")
         source = (given or file or _credential(info.context)) if username else None
         if username and not source:
-            raise ValueError(f"is missing; give it, password_file or credential {_CREDENTIAL}, or no username")
+            raise ValueError(_NO_PASSWORD)
         return _first_line(source) if isinstance(source, Path) else source
 
 
