@@ -119,6 +119,12 @@ def test_a_run_is_archived_under_all_the_hardening_and_restored_by_the_readme_s_
     assert "not archived" not in shell(machine, block("operate"))
 
 
+def test_systemd_has_nothing_to_say_against_the_installed_unit(machine: Container) -> None:
+    verify = ("systemd-analyze", "verify", "--man=no", "--recursive-errors=no")
+    verified = machine.run(*verify, f"/etc/systemd/system/{UNIT}.service")
+    assert verified.stdout + verified.stderr == ""
+
+
 def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> None:
     make_run(machine, "run_002")
     wait_for(machine, "run_002", "encrypted")
