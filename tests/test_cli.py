@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -16,6 +17,9 @@ from typing import Any
 import pytest
 from couchdb_server import Database, free_port
 from facility import COMMAND, Site, keyring, make_key, wait_until
+
+from watcher.errors import NoSpace
+from watcher.model import Run
 
 COMMANDS = (("status",), ("status", "--json"), ("retry", "run_001"), ("restore", "run_001", "--to", "/tmp"))
 
@@ -129,6 +133,45 @@ def test_documents_of_other_programs_do_not_disturb_the_status(archived: Site) -
     for name in ("foreign", "odd"):
         for command in (("restore", name, "--to", str(archived.root)), ("retry", name)):
             assert "Traceback" not in archived.command(*command).stderr
+
+
+def status_lines(site: Site) -> dict[str, str]:
+    """Return the line of `status` about each run."""
+    counts, header, *lines = site.command("status", "--all").stdout.splitlines()
+    assert "pending" in counts
+    assert header.startswith("run ")
+    return {line.split()[0]: line.rstrip() for line in lines}
+
+
+def test_a_run_whose_directory_is_not_here_is_pointed_out_until_it_is_done_with(archived: Site) -> None:
+    statusdb, words = archived.statusdb(), "its directory is not on this host"
+    runs = {name: archived.make_run(name) for name in ("here", "gone", "taken", "failed")}
+    statusdb.register(map(Run, runs.values()))
+    document = statusdb.get("taken")
+    assert document is not None
+    assert statusdb.claim(Run(runs["taken"]), "worker_2", document)
+    failed = statusdb.get("failed")
+    assert failed is not None
+    archived.store().put({**failed, "status": "failed", "failure_count": 3})
+    before = archived.command("status", "--all", "--json").stdout
+    assert not [line for line in status_lines(archived).values() if words in line]
+    for name in ("gone", "taken", "failed"):
+        shutil.rmtree(runs[name])
+    shutil.rmtree(archived.sequencing / "sequencer_A" / "run_001")
+    told = status_lines(archived)
+    assert told.keys() == {"run_001", *runs}
+    assert {name for name, line in told.items() if words in line} == {"gone", "taken"}
+    assert archived.command("status", "--all", "--json").stdout == before
+
+
+def test_why_a_run_waits_is_shown_beside_its_missing_directory(site: Site) -> None:
+    run = site.make_run()
+    site.statusdb().register([Run(run)])
+    document = site.document()
+    assert document is not None
+    site.statusdb().note(document, NoSpace("no room"))
+    shutil.rmtree(run)
+    assert status_lines(site)["run_001"].endswith("NoSpace: no room; its directory is not on this host")
 
 
 # a database that is not there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +21,10 @@ from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
 from watcher.intake import collision
 from watcher.journal import printable
-from watcher.model import Document, Status
+from watcher.model import Document, Status, status_of
 from watcher.observer import Observer
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, Sighting, State, file_system_type, unusable_name
-from watcher.statusdb import StatusDB
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, NOT_THERE, Policy, Sighting, State, file_system_type, unusable_name
+from watcher.statusdb import StatusDB, path_of
 from watcher.tar import tar_version
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -206,16 +207,37 @@ def _sightings(config: Config) -> Iterator[Sighting]:
 
 
 def _row(document: Document) -> tuple[str, ...]:
-    claim = document.get("claim") or {}
-    error = document.get("last_error") or {}
-    total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
-    phase = f"{claim.get('phase', '')} {100 * done // total} %" if total else claim.get("phase", "")
-    wait = f", not before {document['not_before']}" if document.get("not_before") else ""
-    note = phase or (f"{error.get('kind')}: {error.get('message')}{wait}" if error else "")
+    absence = "its directory is not on this host" if _is_elsewhere(document) else ""
+    notes = (_progress(document) or _trouble(document), absence)
     return (
         document["_id"], document["status"], document.get("worker_id", ""), str(document.get("failure_count", 0)),
-        document.get("updated_at", "")[:19], note,
+        document.get("updated_at", "")[:19], "; ".join(filter(None, notes)),
     )  # fmt: skip
+
+
+def _progress(document: Document) -> str:
+    claim = document.get("claim") or {}
+    total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
+    return f"{claim.get('phase', '')} {100 * done // total} %" if total else str(claim.get("phase", ""))
+
+
+def _trouble(document: Document) -> str:
+    error = document.get("last_error")
+    wait = f", not before {document['not_before']}" if document.get("not_before") else ""
+    return f"{error.get('kind')}: {error.get('message')}{wait}" if error else ""
+
+
+def _is_elsewhere(document: Document) -> bool:
+    """Say whether a run that is still to be archived has no directory here: it has gone, or is another host's."""
+    if status_of(document) not in (Status.PENDING, Status.PROCESSING):
+        return False
+    try:
+        os.stat(path_of(document))
+    except OSError as error:
+        return error.errno in NOT_THERE
+    except ValueError:
+        return True  # a path with a NUL in it
+    return False
 
 
 def _cell(text: str) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facility import Site
+from facility import Gate, Site
 
 
 def stand_in_the_way(site: Site, run: str = "run_001") -> Path:
@@ -48,18 +48,26 @@ def test_a_failed_run_waits_for_its_pause_which_a_restart_keeps(site: Site) -> N
 
 def test_a_run_that_vanishes_before_it_is_claimed_is_skipped(site: Site) -> None:
     site.configure(max_concurrent_jobs=1)
-    site.complete(site.make_run("run_001", size=100_000_000))
-    gone = site.complete(site.make_run("run_002", "sequencer_B"))
-    daemon = site.start()
-    site.wait_for("run_001", "processing" if "claimed" not in daemon.log else "encrypted")
-    daemon.wait_for_log("run_002: registered")
-    gone.rename(site.root / "elsewhere")
+    with Gate(site.root / "gate") as gate:
+        site.complete(site.make_run("run_001"))
+        daemon = site.start(PATH=gate.path).wait_ready()
+        site.wait_for("run_001", "processing")
+        gone = site.complete(site.make_run("run_002", "sequencer_B"))
+        daemon.wait_for_log("run_002: registered")
+        gone.rename(site.root / "elsewhere")
     site.wait_for("run_001")
+    site.complete(site.make_run("run_003"))  # the one thread takes it after run_002
+    site.wait_for("run_003")
     assert daemon.stop() == 0
-    assert not (site.archives / "run_002.tar.gpg").exists()
     document = site.document("run_002")
     assert document is not None
-    assert document["status"] in ("pending", "encrypted")
+    assert (document["status"], document["failure_count"]) == ("pending", 0)
+    assert not {"claim", "last_error", "archive"} & document.keys()
+    assert [line.partition("run_002: ")[2] for line in daemon.log.splitlines() if "run_002" in line] == [
+        f"registered '{gone}', noticed by event"
+    ]
+    assert {path.name for path in site.archives.glob("*.gpg")} == {"run_001.tar.gpg", "run_003.tar.gpg"}
+    assert "its directory is not on this host" in site.command("status").stdout
 
 
 def test_two_runs_at_once_do_not_wait_for_a_third_that_fails(site: Site) -> None:
