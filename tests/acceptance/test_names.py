@@ -64,10 +64,11 @@ def test_the_restore_command_takes_hostile_names(site_on: Site) -> None:
 
 
 BAD = {
-    "_underscore": "starts with '_'",
-    os.fsdecode(b"latin-\xe9"): "not valid UTF-8",
-    "z" * 248: "has 248 bytes and may have 247",
+    "_underscore": ("_underscore", "its name starts with '_', which CouchDB keeps for itself; rename it"),
+    os.fsdecode(b"latin-\xe9"): (r"latin-\udce9", "its name is not valid UTF-8; rename it"),
+    "z" * 248: ("z" * 248, "its name has 248 bytes and may have 247; rename it"),
 }
+"""Each name, how it is shown, and what is said against it."""
 
 
 def test_a_name_that_cannot_be_archived_is_told_and_the_others_go_on(site: Site) -> None:
@@ -76,10 +77,11 @@ def test_a_name_that_cannot_be_archived_is_told_and_the_others_go_on(site: Site)
     good = site.complete(site.make_run("good", size=10))
     done = site.command("once")
     assert site.wait_for("good")["path"] == str(good)
-    shown = site.command("status").stdout.replace("\n", " ")
-    for reason in BAD.values():
-        assert done.stderr.count(reason) == 1, done.stderr
-        assert reason.split()[0] in shown
+    shown = [line.rstrip().split(maxsplit=2) for line in site.command("status").stdout.splitlines()]
+    for name, reason in BAD.values():
+        path = site.sequencing / "sequencer_A" / name
+        assert done.stderr.count(f"'{path}' is not archived: {reason}") == 1, done.stderr
+        assert [name, "unusable", f"'{path}': {reason}"] in shown
     assert "ERROR" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from couchdb_server import Database
-from facility import COMMAND, Daemon, Site, assert_same_tree, wait_until
+from facility import COMMAND, Daemon, Gate, Site, assert_same_tree, wait_until
 from fault_proxy import Fault, FaultProxy
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -129,13 +129,19 @@ def test_a_second_watcher_of_the_same_worker_id_is_refused(site: Site) -> None:
 
 
 def test_a_second_watcher_of_another_worker_id_shares_the_work(site: Site) -> None:
-    first = site.start().wait_ready()
-    site.configure(worker_id="worker_2")
-    second = site.start(log="second.log").wait_ready()
-    for number in range(6):
-        site.complete(site.make_run(f"run_{number}"))
+    site.configure(max_concurrent_jobs=1)
+    with Gate(site.root / "gate") as gate:  # nobody has done with the first run before the other has one, too
+        first = site.start(PATH=gate.path).wait_ready()
+        site.configure(worker_id="worker_2")
+        second = site.start(log="second.log", PATH=gate.path).wait_ready()
+        for number in range(6):
+            site.complete(site.make_run(f"run_{number}"))
+        for daemon in (first, second):
+            daemon.wait_for_log(": claimed")
     for number in range(6):
         site.wait_for(f"run_{number}")
     assert (first.stop(), second.stop()) == (0, 0)
     claims = [line for daemon in (first, second) for line in daemon.log.splitlines() if ": claimed" in line]
     assert len(claims) == 6
+    workers = {(site.document(f"run_{number}") or {})["worker_id"] for number in range(6)}
+    assert workers == {"worker_1", "worker_2"}
