@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
+import pytest
 from facility import Site, gpg, wait_until
+
+WHOLE_BYTES = 1 << 20
+"""What strace shows of a string: all that is written at once, whatever stands before a key in it."""
+
+TO_A_PIPE = re.compile(r"\d+ +writev?\(\d+<pipe:\[\d+\]>, ")
 
 
 class ProcessWatch:
@@ -86,6 +95,65 @@ def test_the_watch_would_see_a_key_on_a_command_line_in_an_environment_and_in_a_
         other.communicate(b"\n")
     (tmp_path / "leak").write_bytes(b"key: " + on_the_line.encode())
     assert files_with(tmp_path, on_the_line.encode()) == [tmp_path / "leak"]
+
+
+def traced(command: Sequence[str], trace: Path, **options: Any) -> str:
+    """Run a command under strace; return what it and its children wrote, and executed with which environment."""
+    calls = "write,pwrite64,writev,pwritev,pwritev2,sendto,sendmsg,sendmmsg,execve,execveat"
+    strace = ["strace", "-f", "-y", "-v", "-s", str(WHOLE_BYTES), "-e", f"trace={calls}", "-o", str(trace)]
+    subprocess.run([*strace, *command], check=True, capture_output=True, **options)
+    return trace.read_text(encoding="utf-8", errors="replace")
+
+
+def calls_with(trace: str, secret: bytes) -> tuple[list[str], list[str]]:
+    """Return the calls that have the secret: writes to a pipe, which nothing keeps, and all others."""
+    found = [line for line in trace.splitlines() if secret.decode() in line]
+    to_a_pipe = [line for line in found if TO_A_PIPE.match(line)]
+    return to_a_pipe, [line for line in found if line not in to_a_pipe]
+
+
+@pytest.fixture
+def strace(unavailable: Callable[[str], NoReturn]) -> None:
+    """Make sure that there is one."""
+    if shutil.which("strace") is None:
+        unavailable("strace is not installed")
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_file_key_goes_to_pipes_and_nowhere_else(site: Site) -> None:
+    site.configure(log_level="DEBUG", log_file=str(site.root / "df_archive.log"))
+    site.complete(site.make_run(size=1000))
+    trace = traced(site.once(), site.root / "trace", env=site.environment)
+    to_gpg, elsewhere = calls_with(trace, unwrapped(site, "run_001"))
+    assert len(to_gpg) == 3, "the trace shows it on its way to gpg: to encrypt, to validate, and to be wrapped"
+    assert elsewhere == []
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ('read key; echo "$key" > kept; rm kept', "write"),
+        ('read key; env true "$key"', "execve"),
+        ('read key; KEY="$key" env true', "execve"),
+    ],
+)
+def test_the_trace_would_see_a_key_in_a_file_for_a_moment_and_in_what_is_executed(
+    command: str, call: str, tmp_path: Path
+) -> None:
+    key = b"a" * 64
+    trace = traced(["sh", "-c", command], tmp_path / "trace", input=key + b"\n", cwd=tmp_path)
+    _, elsewhere = calls_with(trace, key)
+    assert elsewhere
+    assert all(f" {call}(" in line for line in elsewhere)
+
+
+@pytest.mark.usefixtures("strace")
+def test_the_trace_takes_a_pipe_for_a_pipe(tmp_path: Path) -> None:
+    key = b"a" * 64
+    trace = traced(["sh", "-c", 'read key; echo "$key" | wc -c'], tmp_path / "trace", input=key + b"\n")
+    to_a_pipe, elsewhere = calls_with(trace, key)
+    assert (len(to_a_pipe), elsewhere) == (1, [])
 
 
 def test_two_runs_have_different_keys(site: Site) -> None:
