@@ -8,18 +8,22 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from couchdb_server import Database, free_port
 from facility import COMMAND, Site, keyring, make_key, wait_until
+from host import inotify_limit, require_root
 
 from watcher.errors import NoSpace
 from watcher.model import Run
+
+OPEN_RUNS = 1000
+"""More than the watches of whatever else runs here, which the lowered limit shall not disturb."""
 
 COMMANDS = (("status",), ("status", "--json"), ("retry", "run_001"), ("restore", "run_001", "--to", "/tmp"))
 
@@ -407,6 +411,37 @@ def test_check_points_out_a_key_that_expires_soon(expires: str, mark: str, site:
     assert done.returncode == 0
     words = "never expires" if expires == "never" else "expires 20"
     assert f"{mark:<5} recipient: {fingerprint} other@example.org, {words}" in done.stdout
+
+
+def marked(site: Site, mark: str) -> list[str]:
+    """Return the lines of `check` that have the mark, without it."""
+    lines = [line.split(maxsplit=1) for line in site.command("check").stdout.splitlines()]
+    return [words for found, words in lines if found == mark]
+
+
+def test_check_fails_where_less_is_free_than_is_to_stay_free(site: Site) -> None:
+    site.configure(minimum_free_space="1000 PB")
+    [said] = marked(site, "FAIL")
+    assert re.fullmatch(r"free space: [0-9.]+ GB, minimum_free_space 1000000000.0 GB", said)
+    assert site.command("check").returncode == 1
+
+
+@pytest.mark.root
+def test_check_warns_where_the_kernel_allows_too_few_watches(
+    site: Site, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    site.statusdb()  # made; else there is a warning of its own
+    for number in range(OPEN_RUNS):
+        (site.sequencing / "sequencer_A" / f"open_{number}").mkdir()
+    assert marked(site, "warn") == []
+    needed = OPEN_RUNS + 3  # and both sequencers, and what holds them
+    with inotify_limit("max_user_watches", needed):
+        [said] = marked(site, "warn")
+    assert said == (
+        f"inotify: {needed} watches needed, fs.inotify.max_user_watches is {needed}; "
+        f"raise it: sysctl -w fs.inotify.max_user_watches={needed * 4}"
+    )
 
 
 def test_a_broken_sqlite_file_is_named(site: Site) -> None:
