@@ -1,8 +1,13 @@
 """What the README says, held against the code."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
-from watcher import errors
+import pytest
+import yaml
+
+from watcher import config, errors
 from watcher.config import Config, StatusDBConfig
 from watcher.demo import RESTORE
 from watcher.model import TRANSITIONS, Status
@@ -72,6 +77,53 @@ def test_every_key_of_the_configuration_has_its_row() -> None:
     }
     assert described == keys | statusdb
     assert {name.removeprefix("statusdb").removeprefix(".") for name in statusdb} == set(StatusDBConfig.model_fields)
+
+
+DESCRIBED = {
+    "": None,
+    "the system's": None,
+    "gpg's own": None,
+    "the host's name": socket.gethostname(),
+    "the transfer's own logs": (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log"),
+}
+"""Defaults that the table has words for, or no words."""
+
+
+def described_defaults() -> dict[str, str]:
+    """Return what the table of keys has as the default of each."""
+    found = {}
+    for row in table("key | default"):
+        keys, cells = names(row[0]), names(row[1])
+        found |= dict(zip(keys, cells if len(cells) == len(keys) else cells * len(keys), strict=True))
+    return {f"statusdb{key}" if key.startswith(".") else key: cell for key, cell in found.items()}
+
+
+def real_default(key: str) -> Any:
+    """Return the code's default for a key; None for one that must be given."""
+    section, _, name = key.rpartition(".")
+    field = (StatusDBConfig if section else Config).model_fields[name]
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+@pytest.mark.parametrize(("key", "cell"), described_defaults().items(), ids=described_defaults())
+def test_a_key_s_default_in_the_table_is_the_code_s(key: str, cell: str, tmp_path: Path) -> None:
+    if cell in DESCRIBED:
+        assert real_default(key) == DESCRIBED[cell]
+    elif cell == "none":
+        assert not real_default(key)
+    else:
+        section, _, name = key.rpartition(".")
+        assert real_default(key) is not None
+        assert loaded(tmp_path, {section: {name: cell}} if section else {name: cell}) == loaded(tmp_path, {})
+
+
+def loaded(directory: Path, keys: dict[str, Any]) -> Config:
+    """Return the Config of the keys, and of what is required."""
+    needed = {"sequencing_path": "/s", "destination_path": "/d", "gpg_receiver": "ops@example.org"}
+    statusdb = {"url": "couch.example.org", **keys.get("statusdb", {})}
+    file = directory / "df_archive.yaml"
+    file.write_text(yaml.safe_dump({**needed, **keys, "statusdb": statusdb}), encoding="utf-8")
+    return config.load(file, {})
 
 
 def test_the_lines_that_restore_are_those_that_the_tests_and_the_demo_use() -> None:
