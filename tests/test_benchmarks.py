@@ -20,6 +20,7 @@ SECONDS = 300
         ("scan.py --runs 200 --interval 0.3", "200 registered runs"),
         ("idle.py --seconds 1 --archived 20 --open 5", "% of one core"),
         ("storm.py --runs 50", "a storm of 50 runs"),
+        ("two_big_runs.py --gigabytes 0.02 --files 50", "50 files at once, restored byte for byte"),
     ],
 )
 def test_a_benchmark_prints_its_table(command: str, words: str) -> None:
@@ -29,3 +30,13 @@ def test_a_benchmark_prints_its_table(command: str, words: str) -> None:
         capture_output=True, text=True, check=True, timeout=SECONDS,
     ).stdout  # fmt: skip
     assert words in output
+
+
+@pytest.mark.slow
+def test_two_big_runs_fail_at_too_much_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "two_big_runs.py"), "--gigabytes=0.002", "--files=5", "--limit-mb=1"],
+        capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "it is to stay under 1 MB" in done.stderr

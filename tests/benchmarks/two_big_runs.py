@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import bench
 from facility import Site, assert_same_tree
 
 BLOCK = os.urandom(1 << 20)
+
+LIMIT_MB = 100.0
+"""The watcher's peak memory stays under this, however large the runs."""
 
 
 def fill(run: Path, size: int, files: int) -> None:
@@ -42,8 +46,8 @@ def archive(site: Site, names: list[str]) -> tuple[float, float, int]:
 
 
 def main() -> None:
-    """Print the figures; an archive that does not come back byte for byte ends it with an error."""
-    options = bench.arguments(__doc__, gigabytes=2.0, files=20_000, directory="")
+    """Print the figures; exit with 1 if an archive does not come back byte for byte, or at too much memory."""
+    options = bench.arguments(__doc__, gigabytes=2.0, files=20_000, directory="", limit_mb=LIMIT_MB)
     names = ["run_001", "run_002"]
     with bench.facility(directory=options.directory) as site:
         for name in names:
@@ -58,6 +62,8 @@ def main() -> None:
         ("sentinel to encrypted, both", "one archive", "peak memory of the watcher"),
         [(f"{seconds:.1f} s", f"{size / 1e9:.2f} GB", f"{peak:.0f} MB")],
     )
+    if peak >= options.limit_mb:
+        sys.exit(f"the watcher took {peak:.0f} MB; it is to stay under {options.limit_mb:g} MB")
 
 
 if __name__ == "__main__":
