@@ -382,13 +382,6 @@ def _is_read_timeout(error: Exception) -> bool:
     return isinstance(_innermost(error), TimeoutError) and not isinstance(error, requests.ConnectTimeout)
 
 
-def _was_held(error: StatusDBUnavailable) -> bool:
-    """Say whether a connection stood and the answer did not come in time."""
-    cause = error.__cause__
-    timed_out = cause is not None and isinstance(_innermost(cause), TimeoutError)
-    return timed_out and not isinstance(cause, requests.ConnectTimeout)
-
-
 def _short(error: Exception) -> str:
     inner = _innermost(error)
     return f"{type(inner).__name__}: {inner}"
