@@ -228,6 +228,19 @@ def test_a_sentinel_that_nobody_closes_is_read_after_a_while(root: Path, content
         assert watch.wait_for("A/run") == [("A/run", State.READY)]
 
 
+@pytest.mark.parametrize("handles", [True, False])
+def test_a_sentinel_that_was_closed_is_not_told_again_when_those_are_that_nobody_closes(
+    root: Path, observe: Observe, handles: bool
+) -> None:
+    watch = observe(root, close_seconds=0.3).start()
+    watch.handles = handles
+    shell(root, "mkdir B/open; echo 0 > A/run/$S")
+    watch.wait_for("A/run")
+    with open(root / "B" / "open" / SENTINEL, "w"):  # its time is over after the other one's
+        told = watch.wait_for("B/open")
+    assert told == [("A/run", State.READY), ("B/open", State.READY)]
+
+
 def test_a_sentinel_that_is_a_directory_or_a_pipe_is_told_as_unusable(watch: Watch) -> None:
     shell(watch.root, "mkdir A/run/$S; mkdir B/run; mkfifo B/run/$S")
     assert set(watch.wait_for("B/run", State.UNUSABLE)) == {("A/run", State.UNUSABLE), ("B/run", State.UNUSABLE)}

@@ -14,6 +14,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -87,7 +88,7 @@ class Emitter(EventEmitter):
         self._root_identity: tuple[int, int] | None = None
         self._swept_from = 0
         self._open: dict[str, float] = {}
-        self._due: list[tuple[float, str]] = []
+        self._due: list[tuple[float, int, str, Callable[[], bool]]] = []
         self._changed = threading.Condition()
 
     # The settling thread
@@ -109,7 +110,9 @@ class Emitter(EventEmitter):
         """Report the sentinels whose time to settle is over; wait for the next."""
         with self._changed:
             while self._due and self._due[0][0] <= time.monotonic():
-                self.report(heapq.heappop(self._due)[1])
+                _, _, run, is_wanted = heapq.heappop(self._due)
+                if is_wanted():
+                    self.report(run)
             if self.should_keep_running():
                 self._changed.wait(self._due[0][0] - time.monotonic() if self._due else None)
 
@@ -117,10 +120,10 @@ class Emitter(EventEmitter):
         """Hand the run's awaited file to the handler."""
         self.queue_event(FileClosedEvent(f"{run}/{self.awaited}"))
 
-    def report_later(self, run: str, seconds: float) -> None:
-        """Hand the run's awaited file to the handler after `seconds`."""
+    def report_later(self, run: str, seconds: float, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Hand the run's awaited file to the handler after `seconds`, if that `is_wanted` then."""
         with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, run))
+            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._ids), run, is_wanted))
             self._changed.notify()
 
     # What the observer asks
@@ -241,13 +244,19 @@ class Emitter(EventEmitter):
     def sentinel_touched(self, run: str, is_new: bool) -> None:
         """Take in an event of the run's sentinel. A new file's content is there when it is closed, not before."""
         if is_new and _is_being_made(f"{run}/{self.awaited}"):
-            with self._lock:
-                if run in self._watches:  # else nothing will tell of the close
-                    self._open[run] = time.monotonic() + self.tree.close_seconds
-            self.report_later(run, self.tree.close_seconds)
+            self.report_later(run, self.tree.close_seconds, self._await_close(run))
         else:
             self._open.pop(run, None)
             self.report(run)
+
+    def _await_close(self, run: str) -> Callable[[], bool]:
+        """Note that the run's file is open; return what says whether this is so until its time is over."""
+        until = time.monotonic() + self.tree.close_seconds
+        with self._lock:
+            if run not in self._watches:
+                return lambda: True  # nothing will tell of the close
+            self._open[run] = until
+        return lambda: self._open.get(run) == until
 
     def gone(self, path: str, descriptor: WatchDescriptor) -> None:
         """Note that a watched directory went away, or that the kernel has ended its watch."""
