@@ -65,11 +65,36 @@ def unmount(where: Path) -> None:
 
 def inotify_inodes(pid: int | str = "self") -> list[int]:
     """Return the inode number of each directory that a process watches, as the kernel has it."""
+    return [int(watch["ino"], 16) for watch in _inotify_watches(pid)]
+
+
+def inotify_masks(pid: int | str = "self") -> dict[int, int]:
+    """Return the mask of each watch, by its directory's inode number."""
+    return {int(watch["ino"], 16): int(watch["mask"], 16) for watch in _inotify_watches(pid)}
+
+
+def _inotify_watches(pid: int | str) -> list[dict[str, str]]:
     found = []
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
             lines = entry.read_text().splitlines()
         except OSError:
             continue  # closed meanwhile
-        found += [int(line.split()[2].removeprefix("ino:"), 16) for line in lines if line.startswith("inotify wd:")]
+        found += [
+            dict(field.split(":", 1) for field in line.split()[1:]) for line in lines if line.startswith("inotify wd:")
+        ]
     return found
+
+
+def limited_command(name: str, value: int) -> tuple[str, ...]:
+    """Return the command that runs a program under a limit of inotify of its own, such as `max_inotify_instances`."""
+    return (*_NAMESPACE, "bash", "-c", f'echo {value} > /proc/sys/user/{name}; exec "$@"', "bash")
+
+
+def require_namespace(unavailable: Callable[[str], NoReturn]) -> None:
+    """Skip (or fail in CI) when `limited_command` cannot work here: a user namespace has limits of its own."""
+    if subprocess.run([*_NAMESPACE, "true"], check=False, capture_output=True).returncode:
+        unavailable("may not make a user namespace")
+
+
+_NAMESPACE = ("unshare", "--user", "--map-root-user")

@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import requests
 from couchdb_server import Database, PouchServer, Unavailable
 from facility import Site, never_stop, wait_until
 from fault_proxy import Client, Fault, FaultProxy, Request, head
-from host import inotify_inodes, mount, mounted, require_root, unmount
+from host import inotify_inodes, limited_command, mount, mounted, require_namespace, require_root, unmount
 
 from watcher import model
 from watcher.intake import FEED_PAUSES_SECONDS, SPIN_SECONDS, Feed
@@ -304,10 +303,8 @@ Limited = Callable[[str, int], tuple[str, ...]]
 @pytest.fixture
 def limited(unavailable: Callable[[str], NoReturn]) -> Limited:
     """Return what gives the command that runs a program under a limit of inotify: a user namespace has its own."""
-    namespace = ("unshare", "--user", "--map-root-user")
-    if subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode:
-        unavailable("may not make a user namespace")
-    return lambda name, value: (*namespace, "bash", "-c", f'echo {value} > /proc/sys/user/{name}; exec "$@"', "bash")
+    require_namespace(unavailable)
+    return limited_command
 
 
 # The whole watcher. Its rescans are an hour apart: what it takes up, it was told.
