@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
-from host import as_nobody, inotify_inodes, inotify_limit, mount, mounted, require_root, unmount
+from host import as_nobody, inotify_inodes, inotify_limit, inotify_masks, mount, mounted, require_root, unmount
 from test_sentinels import make_reachable
 
 from watcher.observer import Observer
 from watcher.sentinels import SENTINEL, Sighting, State
 
+IN_MODIFY, IN_ATTRIB = 0x2, 0x4
 OBSERVER_THREADS = 3
 MARKER = "marker/run"
 
@@ -30,13 +31,13 @@ Sightings = list[tuple[str, State]]
 class Watch:
     """An observer on `root`, what it tells, and the way to know that it has told everything so far."""
 
-    def __init__(self, root: Path, ignore: tuple[str, ...] = (), close_seconds: float = 3600.0) -> None:
+    def __init__(self, root: Path, **options: Any) -> None:
         self.root = root
         self.told: list[Sighting] = []
         self.lost: list[str] = []
         self.on_lost: Callable[[str], None] = self.lost.append
         self.handles = True
-        self.observer = Observer(root, self._sighted, self._lost, ignore, close_seconds=close_seconds)
+        self.observer = Observer(root, self._sighted, self._lost, **{"close_seconds": 3600.0, **options})
         self._marks = 0
 
     def _sighted(self, sighting: Sighting) -> None:
@@ -409,6 +410,17 @@ def test_watches_are_on_root_sequencers_and_open_runs_whatever_lies_in_the_runs(
     assert watch.watched() == {".", "A", "B", "A/run"} | {f"B/r{number}" for number in range(91, 101)}
 
 
+def test_no_watch_hears_of_writing_and_none_on_a_run_of_changed_modes_and_times(watch: Watch) -> None:
+    def inode(name: str) -> int:
+        return (watch.root / name).stat().st_ino
+
+    masks = inotify_masks()
+    assert set(masks) == {inode(name) for name in (".", "A", "B", "A/run", "marker", MARKER)}
+    assert [mask & IN_MODIFY for mask in masks.values()] == [0] * 6
+    assert [masks[inode(run)] & IN_ATTRIB for run in ("A/run", MARKER)] == [0, 0]
+    assert masks[inode("A")] & IN_ATTRIB
+
+
 def test_threads_and_descriptors_do_not_grow_with_the_directories(root: Path, observe: Observe) -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     watch = observe(root).start()
@@ -563,24 +575,80 @@ def test_without_an_inotify_instance_a_warning_says_so_and_sweeps_go_on_until_th
 
 
 @pytest.mark.root
-def test_an_unreadable_run_is_not_taken_for_watched_and_is_once_it_can_be(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+@pytest.mark.parametrize(("mode", "state"), [(0, State.UNUSABLE), (0o711, State.ABSENT)])
+def test_an_unreadable_run_is_not_taken_for_watched_and_is_as_soon_as_it_can_be(
+    root: Path, mode: int, state: State, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
     require_root(unavailable)
     make_reachable(root / "A" / "run")
-    (root / "A" / "run").chmod(0)
+    (root / "A" / "run").chmod(mode)
+    (root / MARKER).mkdir(parents=True)
+    later = time.time() + 3600
+    watch = observe(root, now=lambda: later)
+    with as_nobody():
+        watch.observer.start()
+        assert watch.sweep()["A/run"] is state
+    assert watch.watched() == {".", "A", "B"}
+    (root / "A" / "run").chmod(0o755)
+    watch.flush()
+    assert watch.watched() == {".", "A", "B", "A/run"}
+    shell(root, "echo 0 > A/run/$S")
+    assert watch.wait_for("A/run") == [("A/run", State.READY)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("mode", "closed"), [("0", "X"), ("711", "X"), ("744", "X"), ("0", "X/run"), ("744", "X/run")])
+def test_what_is_opened_to_us_is_looked_at_again_and_told_by_events_alone(
+    root: Path, mode: str, closed: str, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    make_reachable(root / "A" / "run")
+    shell(root, f"mkdir -p X/run; echo 0 > X/run/$S; chmod {mode} {closed}")
+    watch = observe(root, now=lambda: time.time() + 3600)
+    (root / MARKER).mkdir(parents=True)
+    with as_nobody():
+        watch.observer.start()
+        watch.sweep()
+    shell(root, f"chmod 755 {closed}")
+    watch.wait_for("X/run")
+    shell(root, "mkdir X/other; echo 0 > X/other/$S")
+    watch.wait_for("X/other")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("copied", ["run", "X"])
+def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_as_unusable(
+    root: Path, copied: str, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    make_reachable(root / "A" / "run")
     (root / MARKER).mkdir(parents=True)
     watch = observe(root)
     with as_nobody():
         watch.observer.start()
-        assert watch.sweep()["A/run"] is State.UNUSABLE
-    assert watch.watched() == {".", "A", "B"}
-    (root / "A" / "run").chmod(0o755)
+        watch.sweep()
+    shell(root, "mkdir -p $OUT/X/run/Data; touch $OUT/X/run/Data/{1..300}; echo 0 > $OUT/X/run/$S")
+    destination, told = ("B/run", "B/run") if copied == "run" else ("X", "X/run")
+    source = "$OUT/X/run" if copied == "run" else "$OUT/X"
+    shell(root, f"umask 077; cp -a {source} {destination}")
+    assert set(watch.wait_for(told)) == {(told, State.READY)}
+    assert told not in watch.watched()
+
+
+@pytest.mark.root
+def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(
+    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    make_reachable(root / "A" / "run")
+    (root / MARKER).mkdir(parents=True)
+    watch = observe(root)
     with as_nobody():
-        assert watch.sweep()["A/run"] is State.ABSENT
-    assert watch.watched() == {".", "A", "B", "A/run"}
-    shell(root, "echo 0 > A/run/$S")
-    assert watch.wait_for("A/run") == [("A/run", State.READY)]
+        watch.observer.start()
+        watch.sweep()
+    shell(root, "mkdir -m 700 B/closed B/opened; chmod 755 B/opened")
+    assert watch.wait_for("B/closed", State.UNUSABLE) == [("B/closed", State.UNUSABLE)]
+    assert watch.watched() == {".", "A", "B", "A/run", "B/opened"}
 
 
 # The root

@@ -16,6 +16,7 @@ from host import as_nobody, mounted, require_root
 
 from watcher.observer import Observer
 from watcher.sentinels import (
+    RACY_SECONDS,
     SENTINEL,
     SETTLE_SECONDS,
     Policy,
@@ -211,7 +212,7 @@ def test_an_unreadable_sentinel_is_unusable_unless_its_presence_is_enough(
     (run / SENTINEL).write_text("0\n")
     (run / SENTINEL).chmod(0)
     with as_nobody():
-        sighting = inspect(run)
+        sighting = inspect(run, now=long_after(run))
         assert inspect(run, Policy.PRESENCE).state is State.READY
     assert sighting.state is State.UNUSABLE
     assert "Permission denied" in sighting.reason
@@ -225,11 +226,31 @@ def test_a_run_that_may_not_be_searched_is_unusable(
     require_root(unavailable)
     make_reachable(run)
     (run / SENTINEL).write_text("0\n")
+    now = long_after(run)
     [run, *run.parents][levels_above].chmod(0)
     with as_nobody():
-        sighting = inspect(run)
+        sighting = inspect(run, now=now)
     assert sighting.state is State.UNUSABLE
+    assert sighting.is_denied
     assert "Permission denied" in sighting.reason
+
+
+@pytest.mark.root
+def test_a_run_that_was_closed_to_us_just_now_is_unsettled(run: Path, unavailable: Callable[[str], NoReturn]) -> None:
+    require_root(unavailable)
+    make_reachable(run)
+    (run / SENTINEL).write_text("0\n")
+    run.chmod(0o700)
+    with as_nobody():
+        sighting = inspect(run, now=lambda: run.stat().st_ctime + RACY_SECONDS)
+    assert sighting.state is State.UNSETTLED
+    assert (sighting.is_denied, sighting.reason) == (True, "")
+
+
+def long_after(run: Path) -> Callable[[], float]:
+    """Return a clock on which everything about the run has long been as it is."""
+    later = run.stat().st_ctime + 3600
+    return lambda: later
 
 
 def make_reachable(path: Path) -> None:

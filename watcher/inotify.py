@@ -31,8 +31,9 @@ _ALL = (
 )  # fmt: skip
 # IN_MOVE_SELF for the root only. Elsewhere the parent tells of a move, and an inode that is watched under its
 # new name by then would be taken for gone.
-_ROOT_MASK = _ALL | InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_MOVE_SELF
-SEQUENCER_MASK = _ALL | InotifyConstants.IN_MOVED_FROM
+# IN_ATTRIB for the mode and owner that a directory gets after it was made: it may have been closed to us until then.
+SEQUENCER_MASK = _ALL | InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_ATTRIB
+_ROOT_MASK = SEQUENCER_MASK | InotifyConstants.IN_MOVE_SELF
 # No IN_MODIFY and no IN_ATTRIB: transfer logs in a run are appended to all the time.
 RUN_MASK = _ALL | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_DONT_FOLLOW
 _GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
@@ -48,6 +49,9 @@ class Tree(Protocol):
 
     def arrived(self, directory: str, name: str) -> None:
         """Take in what has just appeared in the root or in a sequencer."""
+
+    def opened(self, path: str) -> None:
+        """Take in that a sequencer's or a run's mode or owner has changed."""
 
     def lost(self, why: str) -> None:
         """Take in that events were lost."""
@@ -148,6 +152,10 @@ class Emitter(EventEmitter):
     def is_run(self, path: str) -> bool:
         """Say whether a watched directory is a run, and neither the root nor a sequencer."""
         return path.count("/") == self._run_depth
+
+    def is_watched(self, path: str) -> bool:
+        """Say whether there is a watch on this directory."""
+        return path in self._watches
 
     def is_open(self, run: str) -> bool:
         """Say whether the run's sentinel was seen being created and has not been closed yet."""
@@ -301,11 +309,15 @@ class _Watched:
         if not name:
             if event.mask & _GONE:
                 emitter.gone(self._path, event.wd)
+            elif event.is_attrib:  # a mount or what a link leads to has no parent here that would tell
+                emitter.tree.opened(self._path)
         elif self._is_run:
             if name == emitter.awaited:
                 emitter.sentinel_touched(self._path, event.is_create)
         elif event.is_moved_from:
             emitter.unwatch(f"{self._path}/{name}")
+        elif event.is_attrib:
+            emitter.tree.opened(f"{self._path}/{name}")
         else:
             # Links too: one may stand for a sequencer, or be reported as a run that cannot be taken.
             emitter.tree.arrived(self._path, name)

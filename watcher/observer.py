@@ -19,7 +19,17 @@ from watchdog.observers.api import BaseObserver
 
 from watcher.inotify import RUN_MASK, SEQUENCER_MASK, Emitter
 from watcher.model import Run
-from watcher.sentinels import NOT_THERE, SENTINEL, SETTLE_SECONDS, Policy, Sighting, State, inspect, inspect_directory
+from watcher.sentinels import (
+    NOT_THERE,
+    RACY_SECONDS,
+    SENTINEL,
+    SETTLE_SECONDS,
+    Policy,
+    Sighting,
+    State,
+    inspect,
+    inspect_directory,
+)
 
 CLOSE_SECONDS = 10.0
 """How long a sentinel that was seen being created may stay open before it is read all the same: a file made
@@ -56,6 +66,7 @@ class Observer:
         self._observer: BaseObserver | None = None
         self._emitter: Emitter | None = None
         self._complaints: dict[str, str] = {}
+        self._barred: set[str] = set()  # directories that this user could not look into, or not watch
         self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
         self.overflows = 0
 
@@ -110,6 +121,7 @@ class Observer:
         What was lost before the sweep began is found by it; what comes later, by events.
         """
         emitter = self._emitter
+        self._barred.clear()
         if emitter:
             emitter.begin_sweep()
         for entry in self._list(str(self._root)):
@@ -138,6 +150,11 @@ class Observer:
             if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
                 emitter.report(str(sighting.run.path))
 
+    def opened(self, path: str) -> None:
+        """Look again at a sequencer or a run whose mode or owner has changed, if it was barred until now."""
+        if path in self._barred:
+            self.arrived(*path.rsplit("/", 1))
+
     def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
         sighting = self._look(path, may_be_link=True)
@@ -161,30 +178,41 @@ class Observer:
             return
         if emitter := self._emitter:
             emitter.add(sequencer, SEQUENCER_MASK)
+        self._barred.add(sequencer)  # until it is known to be open: its mode may change in between
+        if _may_look_into(sequencer):
+            self._barred.discard(sequencer)
         for entry in self._list(sequencer):
             sighting = self._sweep_run(entry.path, entry.is_symlink())
             if sighting.state is not State.ABSENT or not entry.is_symlink():
                 yield sighting
 
     def _sweep_run(self, path: str, may_be_link: bool) -> Sighting:
+        self._barred.add(path)  # as a sequencer is
         emitter, sighting = self._emitter, self._look(path, may_be_link)
         if emitter and sighting.state is State.READY:
             emitter.unwatch(path)
         elif emitter and emitter.add(path, RUN_MASK):
             sighting = self._look(path, may_be_link)
+        if sighting.state is State.READY or (emitter and emitter.is_watched(path) and not sighting.is_denied):
+            self._barred.discard(path)
         return sighting
 
     def _look(self, path: str, may_be_link: bool) -> Sighting:
-        emitter, run = self._emitter, Run(Path(path))
-        if may_be_link:
-            sighting = inspect(run.path, self._policy, self._now)
-        else:
-            sighting = inspect_directory(run, self._policy, self._now, self._seen)
+        emitter, sighting = self._emitter, self._inspect(path, may_be_link)
         if emitter and sighting.state in (State.READY, State.HELD) and emitter.is_open(path):
-            return Sighting(run, State.UNSETTLED)
+            return Sighting(sighting.run, State.UNSETTLED)
         if emitter and sighting.state is State.UNSETTLED:
-            emitter.report_later(path, SETTLE_SECONDS)
+            if sighting.is_denied:
+                emitter.report_later(path, RACY_SECONDS, lambda: path in self._barred)
+            else:
+                emitter.report_later(path, SETTLE_SECONDS)
         return sighting
+
+    def _inspect(self, path: str, may_be_link: bool) -> Sighting:
+        run = Run(Path(path))
+        if may_be_link:
+            return inspect(run.path, self._policy, self._now)
+        return inspect_directory(run, self._policy, self._now, self._seen)
 
     def _list(self, path: str) -> list[os.DirEntry[str]]:
         try:
@@ -206,6 +234,10 @@ class Observer:
         if not vanished and self._complaints.get(path) != reason:
             self._complaints[path] = reason
             logger.warning("no run in '%s' is seen: %s; mount it, let this user read it, or ignore it", path, reason)
+
+
+def _may_look_into(directory: str) -> bool:
+    return os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
 
 
 class _Handler(FileSystemEventHandler):

@@ -19,7 +19,8 @@ SETTLE_SECONDS = 0.05
 """How old an empty sentinel must be: its writer may not have come to the exit code yet."""
 
 RACY_SECONDS = 2.0
-"""A sentinel that changed so shortly before it was read may change again without its time of change showing it."""
+"""What changed so shortly before it was looked at may change again: a sentinel without its time of change showing
+it; a directory that may not be searched because another user copies it, and gives it its mode at the end."""
 
 SENTINEL_BYTES = 64
 """Of a sentinel so much is read; an exit code has at most three digits."""
@@ -55,11 +56,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so."""
+    """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so.
+
+    `is_denied`: this user may not look; the run is unusable, or unsettled while it was changed just now.
+    """
 
     run: Run
     state: State
     reason: str = ""
+    is_denied: bool = False
 
 
 def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
@@ -99,7 +104,22 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
     except OSError as error:
         if error.errno in NOT_THERE:
             return Sighting(run, State.ABSENT)
-        return Sighting(run, State.UNUSABLE, f"the sentinel cannot be read: {error.strerror}; let this user read it")
+        return _unreadable(run, error, now())
+
+
+def _unreadable(run: Run, error: OSError, now: float) -> Sighting:
+    is_denied = error.errno == errno.EACCES
+    if is_denied and _has_just_changed(run, now):
+        return Sighting(run, State.UNSETTLED, is_denied=True)
+    reason = f"the sentinel cannot be read: {error.strerror}; let this user read it"
+    return Sighting(run, State.UNUSABLE, reason, is_denied)
+
+
+def _has_just_changed(run: Run, now: float) -> bool:
+    try:
+        return abs(now - os.lstat(run.path).st_ctime) <= RACY_SECONDS
+    except OSError:
+        return False
 
 
 def _by_content(run: Run, sentinel: str, now: float) -> Sighting:
