@@ -3,8 +3,10 @@
 import itertools
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -400,6 +402,22 @@ def test_a_document_deleted_by_hand_is_registered_again_by_the_next_rescan(
     Couch(couchdb_database).edit("run_001", _deleted=True)
     site.wait_for()
     assert run.is_dir()
+
+
+def test_a_row_deleted_by_hand_is_registered_again_at_once_and_its_run_archived_again(site: Site) -> None:
+    site.configure(**OPTIONS)
+    site.complete(site.make_run())
+    daemon = site.start().wait_ready()
+    site.wait_for()
+    (site.archives / "run_001.tar.gpg").unlink()
+    (site.keys / "run_001.key.gpg").unlink()
+    with closing(sqlite3.connect(site.database)) as connection, connection:
+        assert connection.execute("delete from documents where id = 'run_001'").rowcount == 1
+    daemon.wait_for_log("documents were deleted")
+    site.wait_for()
+    assert (site.archives / "run_001.tar.gpg").exists()
+    assert daemon.stop() == 0
+    assert daemon.log.count("registered '") == 2
 
 
 def test_the_watcher_hears_the_database_after_cuts_and_restarts(

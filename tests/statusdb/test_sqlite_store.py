@@ -298,7 +298,7 @@ def test_a_file_that_is_gone_is_away_and_not_made_anew(file: SQLiteFile) -> None
     assert list(file.path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("since", ["", "garbage", "-1", "1.0", "²", "٣", "1e9", "7-g1AAAAB5eJz"])
+@pytest.mark.parametrize("since", ["", "garbage", "-1", "1.0", "0", "0-", "²-0", "0-٣", "1e9", "0-0-0", "0-g1A"])
 def test_a_place_that_is_none_is_lost(file: SQLiteFile, since: str) -> None:
     with pytest.raises(FeedLost, match="no place in the changes"):
         file.open().changes(since, 0)
@@ -309,21 +309,60 @@ def test_a_place_after_all_changes_is_of_another_file(file: SQLiteFile) -> None:
     store.put(new_document("run_001"))
     since = store.changes(None, 0).since
     assert store.changes(since, 0).documents == ()
-    with pytest.raises(FeedLost):
-        store.changes(str(int(since) + 1), 0)
-    with pytest.raises(FeedLost):
-        store.changes("9" * 30, 0)
+    seq, _, deletions = since.partition("-")
+    for later in (int(seq) + 1, "9" * 30):
+        with pytest.raises(FeedLost, match="no place in the changes"):
+            store.changes(f"{later}-{deletions}", 0)
 
 
-def test_a_change_after_a_row_was_deleted_by_hand_is_told(file: SQLiteFile) -> None:
+def delete_by_hand(file: SQLiteFile, where: str = "") -> None:
+    """Delete rows as someone with the `sqlite3` command does."""
+    with closing(sqlite3.connect(file.path)) as connection, connection:
+        connection.execute(f"delete from documents {where}")
+
+
+@pytest.mark.parametrize("where", ["", "where id = 'run_001'"])
+def test_rows_that_are_deleted_by_hand_cost_everybody_their_place_and_a_new_one_goes_on_from_there(
+    file: SQLiteFile, where: str
+) -> None:
+    store = file.open()
+    store.insert_many([new_document("run_001"), new_document("run_002")])
+    since = store.changes(None, 0).since
+    delete_by_hand(file, where)
+    with pytest.raises(FeedLost, match="deleted"):
+        store.changes(since, 0)
+    written = stored(store, new_document("run_003"))
+    with pytest.raises(FeedLost, match="deleted"):
+        store.changes(since, 0)
+    since = store.changes(None, 0).since
+    assert store.changes(since, 0).documents == ()
+    assert store.changes(since, 0).since == since
+    changed = {**written, "status": "failed", "_rev": store.put({**written, "status": "failed"}).rev}
+    assert store.changes(since, 0).documents == (changed,)
+
+
+def test_a_row_that_is_deleted_while_somebody_waits_ends_the_waiting(file: SQLiteFile) -> None:
+    file.open().put(new_document("run_001"))
+    waits = Waits(None, None, lambda: delete_by_hand(file))
+    store = SQLiteStore(file.path, waits)
+    since = store.changes(None, 0).since
+    with pytest.raises(FeedLost, match="deleted"):
+        store.changes(since, 1000.0)
+    assert waits.count == 3
+
+
+def test_a_file_of_an_earlier_version_tells_of_deletions_once_it_is_prepared(file: SQLiteFile) -> None:
     store = file.open()
     store.put(new_document("run_001"))
+    with closing(sqlite3.connect(file.path)) as connection, connection:
+        connection.execute("drop trigger documents_deleted")
+        connection.execute("drop table deletions")
+    store.prepare()
     since = store.changes(None, 0).since
-    with closing(sqlite3.connect(file.path)) as connection:
-        connection.execute("delete from documents")
-        connection.commit()
-    written = stored(store, new_document("run_002"))
-    assert store.changes(since, 0).documents == (written,)
+    assert [document["_id"] for document in store.get_many(["run_001"])] == ["run_001"]
+    delete_by_hand(file)
+    with pytest.raises(FeedLost, match="deleted"):
+        store.changes(since, 0)
 
 
 def test_asking_from_now_on_or_without_patience_does_not_wait(file: SQLiteFile) -> None:

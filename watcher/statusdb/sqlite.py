@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,8 +38,35 @@ create table if not exists documents (
     body text not null
 );
 create index if not exists documents_by_status on documents (status);
+create table if not exists deletions (id integer primary key, number integer not null);
+create trigger if not exists documents_deleted after delete on documents begin
+    insert or replace into deletions values (1, coalesce((select number from deletions where id = 1), 0) + 1);
+end;
 """
-"""Each write takes a new `seq`, never one that was used before: the place of a change for those who follow."""
+"""Each write takes a new `seq`, never one that was used before: the place of a change for those who follow.
+
+We delete nothing; someone with the `sqlite3` command may. What is gone has no `seq` to be found by, so it is
+counted. A replaced row is no deletion: SQLite calls no trigger for it unless `recursive_triggers` is on.
+"""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the changes somebody stands: the last write, and how many documents had been deleted by then."""
+
+    seq: int
+    deletions: int
+
+    @classmethod
+    def of(cls, since: str) -> _Place | None:
+        """Return the place that `str` made this text of; None if it is no such text."""
+        parts = since.split("-")
+        if len(parts) != len(fields(cls)) or not all(part.isascii() and part.isdigit() for part in parts):
+            return None
+        return cls(*map(int, parts))
+
+    def __str__(self) -> str:
+        return f"{self.seq}-{self.deletions}"
 
 
 @dataclass
@@ -155,16 +182,17 @@ class SQLiteStore:
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since`, looking a few times a second for up to `wait_seconds`."""
-        last = self._last_seq()
+        now = self._now()
         if since is None:
-            return Changes((), str(last))
-        place = _place(since)
-        if place is None or place > last:
+            return Changes((), str(now))
+        place = _Place.of(since)
+        if place is None or place.seq > now.seq:
             raise FeedLost(f"'{since}' is no place in the changes of '{self._path}'")
         waited = 0.0
         while not (found := self._after(place)) and waited < wait_seconds and not self._wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
-        return Changes(tuple(document for _, document in found), str(found[-1][0]) if found else since)
+        last = replace(place, seq=found[-1][0]) if found else place
+        return Changes(tuple(document for _, document in found), str(last))
 
     def close(self) -> None:
         """Close all connections, each when what it is doing has ended."""
@@ -173,15 +201,18 @@ class SQLiteStore:
         for one in opened:
             one.close()
 
-    def _last_seq(self) -> int:
+    def _now(self) -> _Place:
         with self._connection() as connection:
             row = connection.execute("select seq from sqlite_sequence where name = 'documents'").fetchone()
-            return int(row[0]) if row else 0
+            return _Place(int(row[0]) if row else 0, _deletions(connection))
 
-    def _after(self, seq: int) -> list[tuple[int, Document]]:
+    def _after(self, place: _Place) -> list[tuple[int, Document]]:
+        """Return what was written after the place. Raises FeedLost if documents were deleted since."""
         with self._connection() as connection:
+            if _deletions(connection) != place.deletions:
+                raise FeedLost(f"documents were deleted from '{self._path}' by hand: all are looked at anew")
             rows = connection.execute(
-                "select seq, body, rev from documents where seq > ? order by seq limit ?", (seq, CHANGES_LIMIT)
+                "select seq, body, rev from documents where seq > ? order by seq limit ?", (place.seq, CHANGES_LIMIT)
             )
             return [(row[0], _document(row[1], row[2])) for row in rows]
 
@@ -282,5 +313,6 @@ def _write(connection: sqlite3.Connection, document: Document, rev: int) -> str:
     return str(rev)
 
 
-def _place(since: str) -> int | None:
-    return int(since) if since.isascii() and since.isdigit() else None
+def _deletions(connection: sqlite3.Connection) -> int:
+    row = connection.execute("select number from deletions where id = 1").fetchone()
+    return int(row[0]) if row else 0
