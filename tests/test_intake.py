@@ -194,6 +194,31 @@ def test_two_runs_of_one_name_are_an_error_that_names_both_and_the_first_keeps_i
     assert "'/data/sequencing/B/same'" in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("is_there", "status", "is_told"),
+    [
+        (False, "pending", True),
+        (False, "failed", True),
+        (False, "processing", False),
+        (False, "encrypted", False),
+        (True, "pending", False),
+    ],
+)
+def test_of_a_collision_with_a_run_that_is_not_there_and_has_no_archive_it_is_said_that_it_may_have_been_moved(
+    desk: Desk, tmp_path: Path, is_there: bool, status: str, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, after = tmp_path / "A" / "moved", tmp_path / "B" / "moved"
+    desk.event(Sighting(Run(before), State.READY))
+    document = desk.statusdb.get("moved")
+    assert document is not None
+    desk.store.put({**document, "status": status})
+    if is_there:
+        before.mkdir(parents=True)
+    desk.event(Sighting(Run(after), State.READY))
+    assert f"collision: '{before}' has the same name" in caplog.text
+    assert ("if it was moved, document 'moved' may be deleted" in caplog.text) is is_told
+
+
 @pytest.mark.parametrize("name", [os.fsdecode(b"run_\xff"), "_design", "x" * 250])
 def test_an_unusable_name_is_told_once_and_others_go_on(
     desk: Desk, name: str, caplog: pytest.LogCaptureFixture

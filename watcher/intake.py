@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import queue
 import threading
 import time
@@ -34,6 +35,8 @@ SPIN_SECONDS = 1.0
 
 FEED_PAUSES_SECONDS = (1.0, 2.0, 5.0)
 """Between tries to follow the changes; the last one again and again. A database that is back is soon heard."""
+
+_WITHOUT_ARCHIVE = (Status.PENDING, Status.FAILED)
 
 logger = logging.getLogger(__name__)
 
@@ -251,4 +254,7 @@ def collision(run: Run, document: Document) -> str:
         return "the status database takes no document for it: its path is no UTF-8, or the database forbids it"
     if model.status_of(document) is None:
         return f"collision: document '{run.name}' in the status database is no run's; rename the run, or remove it"
-    return f"collision: '{path_of(document)}' has the same name and is registered; rename one of them"
+    words = f"collision: '{path_of(document)}' has the same name and is registered; rename one of them"
+    if model.status_of(document) in _WITHOUT_ARCHIVE and not os.path.lexists(path_of(document)):
+        words += f" (that one is not here: if it was moved, document '{run.name}' may be deleted)"
+    return words
