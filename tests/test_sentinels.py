@@ -24,6 +24,7 @@ from watcher.sentinels import (
     State,
     file_system_type,
     inspect,
+    network_places,
     unusable_name,
 )
 
@@ -293,6 +294,14 @@ def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(
         (place / "below").mkdir()
         assert file_system_type(place / "below") == "tmpfs"
     assert file_system_type(tmp_path / "mount") == file_system_type(tmp_path)
+
+
+def test_on_a_local_disk_no_place_is_on_the_network_whatever_links_and_files_there_are(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("nowhere")
+    (tmp_path / "proc").symlink_to("/proc")
+    assert network_places(tmp_path) == {}
 
 
 # What a sweep sees

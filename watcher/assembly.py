@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from watcher import crypto, worker
 from watcher.archive import Shelf
@@ -14,7 +15,7 @@ from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
 from watcher.metrics import Metrics
 from watcher.observer import Observer
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, file_system_type
+from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, file_system_type, network_places
 from watcher.service import Notifier, Service, Settings, lock_file
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
@@ -59,9 +60,9 @@ def find_recipient(config: Config) -> crypto.Recipient:
     return crypto.find_recipient(config.gpg_receiver, config.gnupg_home)
 
 
-def is_on_network(config: Config) -> bool:
-    """Say whether runs lie on a file system where other hosts' writes cause no events here."""
-    return file_system_type(config.sequencing_path) in NETWORK_FILE_SYSTEMS
+def remote_places(config: Config) -> dict[Path, str]:
+    """Return which of the sequencing path and its sequencers cause no events for other hosts' writes, with types."""
+    return network_places(config.sequencing_path, config.ignore)
 
 
 def refuse_unusable(config: Config) -> None:
@@ -84,7 +85,7 @@ def service(config: Config, metrics: Metrics) -> Service:
     database = statusdb(config, abort.wait)
     leases = LeaseKeeper(database, config.lease_seconds)
     place = Shelf(config.destination_path, config.run_keys_path, lock_file(config.destination_path, config.worker_id))
-    interval = config.network_rescan_interval if is_on_network(config) else config.rescan_interval
+    interval = config.network_rescan_interval if remote_places(config) else config.rescan_interval
     return Service(
         Settings(
             worker_id=config.worker_id,

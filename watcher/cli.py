@@ -21,7 +21,6 @@ from watcher.config import Config
 from watcher.errors import ConfigError, UnknownRun, WatcherError
 from watcher.metrics import Metrics
 from watcher.restore import restore
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, file_system_type
 from watcher.service import worker_lock
 from watcher.statusdb import StatusDB
 
@@ -164,11 +163,10 @@ def _prepared(options: argparse.Namespace) -> Config:
 
 def _watch(options: argparse.Namespace) -> int:
     loaded = _prepared(options)
-    kind = file_system_type(loaded.sequencing_path)
-    if kind in NETWORK_FILE_SYSTEMS:
+    for place, kind in assembly.remote_places(loaded).items():
         logger.warning(
             "'%s' is on a network file system (%s): what other hosts write there causes no events here; "
-            "rescanning every %g s", loaded.sequencing_path, kind, loaded.network_rescan_interval,
+            "rescanning every %g s", place, kind, loaded.network_rescan_interval,
         )  # fmt: skip
     with worker_lock(loaded.destination_path, loaded.worker_id):
         return assembly.service(loaded, Metrics()).run()

@@ -23,7 +23,7 @@ from watcher.intake import collision
 from watcher.journal import printable
 from watcher.model import Document, Status, status_of
 from watcher.observer import Observer
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, NOT_THERE, Policy, Sighting, State, file_system_type, unusable_name
+from watcher.sentinels import NOT_THERE, Policy, Sighting, State, file_system_type, unusable_name
 from watcher.statusdb import StatusDB, path_of
 from watcher.tar import tar_version
 
@@ -76,10 +76,12 @@ def _check_directories(config: Config) -> Iterator[Finding]:
         if not path.is_dir():
             yield Finding(OK, what, f"'{path}' will be made")
             continue
-        kind = file_system_type(path)
-        remote = what == "sequencing_path" and kind in NETWORK_FILE_SYSTEMS
-        events = f"; events of other hosts do not come: rescans every {config.network_rescan_interval:g} s"
-        yield Finding(WARN if remote else OK, what, f"'{path}' on {kind}{events if remote else ''}")
+        remote = assembly.remote_places(config) if what == "sequencing_path" else {}
+        if path not in remote:
+            yield Finding(OK, what, f"'{path}' on {file_system_type(path)}")
+        for place, kind in remote.items():
+            events = f"events of other hosts do not come: rescans every {config.network_rescan_interval:g} s"
+            yield Finding(WARN, what, f"'{printable(str(place))}' on {kind}; {events}")
     if config.destination_path.is_dir():
         free = shutil.disk_usage(config.destination_path).free
         mark = OK if free > config.minimum_free_space else FAIL

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 from facility import COMMAND, Site, assert_same_tree, wait_until
+from host import limited_command, require_namespace
 from network_mount import TYPE, NetworkMount
 
 
@@ -57,6 +58,42 @@ def test_runs_on_a_network_file_system_are_rescanned_more_often_and_that_is_said
     checked = site.command("check")
     assert checked.returncode == 0
     assert f"warn  sequencing_path: '{network}' on {TYPE}; events of other hosts do not come" in checked.stdout
+
+
+@pytest.fixture
+def remote_sequencer(site: Site, network: Path) -> Path:
+    """A sequencer that is a link to a network file system, beside local ones."""
+    link = site.sequencing / "sequencer_remote"
+    link.symlink_to(network)
+    return link
+
+
+@pytest.mark.root
+def test_one_sequencer_on_a_network_file_system_is_enough_and_is_named(site: Site, remote_sequencer: Path) -> None:
+    site.configure(network_rescan_interval="7 s")
+    daemon = site.start().wait_ready()
+    line = daemon.wait_for_log("network file system")
+    assert f"'{remote_sequencer}' is on a network file system ({TYPE})" in line
+    assert "every 7 s" in line
+    assert daemon.log.count("network file system") == 1
+    assert daemon.stop() == 0
+    checked = site.command("check").stdout
+    assert f"ok    sequencing_path: '{site.sequencing}' on " in checked
+    assert f"warn  sequencing_path: '{remote_sequencer}' on {TYPE}; events of other hosts do not come" in checked
+    site.configure(ignore=[remote_sequencer.name])
+    assert TYPE not in site.command("check").stdout
+
+
+@pytest.mark.root
+def test_beside_a_network_file_system_what_no_event_tells_of_is_found_by_the_shorter_interval(
+    site: Site, remote_sequencer: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_namespace(unavailable)
+    site.configure(rescan_interval="1 h", network_rescan_interval="0.3 s")
+    daemon = site.start(prefix=limited_command("max_inotify_instances", 0)).wait_ready()
+    site.complete(site.make_run())
+    daemon.wait_for_log("run_001: registered .* noticed by rescan")
+    assert daemon.stop() == 0
 
 
 def unreadable_sequencing_path(site: Site) -> str:
