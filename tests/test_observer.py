@@ -18,6 +18,7 @@ from facility import PATIENCE_SECONDS, wait_until
 from host import as_nobody, inotify_inodes, inotify_limit, inotify_masks, mount, mounted, require_root, unmount
 from test_sentinels import make_reachable
 
+from watcher.model import Run
 from watcher.observer import Observer
 from watcher.sentinels import SENTINEL, Sighting, State
 
@@ -265,6 +266,20 @@ def test_a_run_whose_sentinel_goes_away_is_watched_again_after_a_sweep(watch: Wa
     assert watch.wait_for("A/run") == [("A/run", State.READY)]
     assert watch.sweep()["A/run"] is State.READY
     assert watch.watched() == {".", "A", "B"}
+
+
+def test_a_run_that_was_dealt_with_is_watched_again_when_that_is_asked_for_and_it_is_not_ready(watch: Watch) -> None:
+    run = Run(watch.root / "A" / "run")
+    shell(watch.root, "echo 0 > A/run/$S")
+    watch.wait_for("A/run")
+    assert watch.observer.watch_again(run).state is State.READY
+    assert "A/run" not in watch.watched()
+    shell(watch.root, "rm A/run/$S")
+    assert watch.observer.watch_again(run).state is State.ABSENT
+    assert "A/run" in watch.watched()
+    watch.told.clear()
+    shell(watch.root, "echo 0 > A/run/$S")
+    assert watch.wait_for("A/run") == [("A/run", State.READY)]
 
 
 # Runs and sequencers that come and go

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from facility import Daemon, Site, assert_same_tree, wait_until
+from gate import Gate
 
 from watcher.errors import ConfigError
 from watcher.model import Document, Run
+from watcher.sentinels import SENTINEL
 from watcher.service import Notifier, worker_lock
 
 BIG = 80_000_000
@@ -105,6 +108,58 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, numb
     assert (found["status"], found["failure_count"]) == ("pending", 0)
     assert "not_before" not in found
     assert site.debris() == []
+
+
+# A run whose turn comes when it is not ready any more
+
+
+def wait_behind(site: Site, daemon: Daemon, gate: Gate) -> Path:
+    """Let the only thread stop at the gate with one run; return another, complete and registered, that waits for it."""
+    site.complete(site.make_run("first"))
+    site.wait_for("first", "processing")
+    run = site.complete(site.make_run("second"))
+    site.wait_for("second", "pending")
+    daemon.wait_for_log("second: registered")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("rm {sentinel}", "its sentinel is gone"),
+        ("echo 23 > {sentinel}", "the sentinel holds exit code 23: the transfer failed"),
+        ("rm -r {run}", "it is gone itself"),
+    ],
+)
+def test_a_run_that_lapses_while_it_waits_is_told_with_the_reason_and_watched_again_at_once(
+    site: Site, tmp_path: Path, script: str, reason: str
+) -> None:
+    site.configure(max_concurrent_jobs=1, rescan_interval="1 h")
+    gate = Gate(tmp_path)
+    daemon = site.start(PATH=gate.path).wait_ready()
+    run = wait_behind(site, daemon, gate)
+    subprocess.run(["sh", "-c", script.format(run=run, sentinel=run / SENTINEL)], check=True)
+    gate.open()
+    line = daemon.wait_for_log("second: .* is not archived")
+    assert line.endswith(f"'{run}' is not archived: {reason}")
+    assert "WARNING" in line
+    assert document(site, "second")["status"] == "pending"
+    run.mkdir(exist_ok=True)
+    site.complete(run)
+    assert site.wait_for("second")["failure_count"] == 0
+    assert daemon.stop() == 0
+    assert daemon.log.count("is not archived") == 1
+
+
+def test_once_does_not_call_it_good_when_a_registered_run_is_not_ready(site: Site) -> None:
+    run = site.complete(site.make_run(), "23\n")
+    site.statusdb().register([Run(run)])
+    done = site.command("once")
+    assert done.returncode == 1
+    assert "done: 1 not ready" in done.stderr
+    assert done.stderr.count("is not archived: the sentinel holds exit code 23") == 1
+    site.complete(run)
+    assert site.command("once").returncode == 0
 
 
 # Sweeping

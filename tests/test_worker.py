@@ -86,8 +86,15 @@ def test_a_ready_run_becomes_an_archive_that_restores(bench: Bench) -> None:
 def test_a_run_whose_sentinel_is_not_ready_is_not_claimed(bench: Bench) -> None:
     run = bench.ready_run()
     bench.site.complete(run.path, "23\n")
-    assert bench.work(run) is Outcome.NOT_OURS
+    assert bench.work(run) is Outcome.NOT_READY
     assert bench.document(run)["status"] == "pending"
+
+
+def test_an_encrypted_run_whose_source_is_deleted_is_not_ours_rather_than_not_ready(bench: Bench) -> None:
+    run = bench.ready_run()
+    bench.work(run)
+    shutil.rmtree(run.path)
+    assert bench.work(run) is Outcome.NOT_OURS
 
 
 def test_an_encrypted_run_is_not_archived_again(bench: Bench) -> None:

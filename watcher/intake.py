@@ -126,6 +126,17 @@ class Intake:
         is_known = sighting.state is State.READY and self._known.get(sighting.run.name) == str(sighting.run.path)
         return noticed is not Noticed.RESCAN or not is_known
 
+    def lapsed(self, sighting: Sighting) -> None:
+        """Take a registered run that was not ready when its turn came: tell why, or offer it if it is ready again.
+
+        Raises StatusDBUnavailable.
+        """
+        if sighting.state is State.ABSENT:
+            is_there = os.path.isdir(sighting.run.path)  # noqa: PTH112  # Path's own may raise
+            self._tell(logging.WARNING, sighting.run, "its sentinel is gone" if is_there else "it is gone itself")
+        else:
+            self.take([sighting], Noticed.EVENT)
+
     def heard(self, document: Document) -> None:
         """Note a pending run that the database told of; one that this process did not know is logged."""
         name = document["_id"]
@@ -155,9 +166,6 @@ class Intake:
         for run in registration.new:
             self._metrics.add(f"noticed_by_{noticed}")
             logger.info("registered '%s', noticed by %s", run.path, noticed, extra={"run": run.name})
-        for document in registration.known:
-            if model.status_of(document) is Status.PENDING:
-                self._offer(document)
         collided = {run.path: collision(run, document) for run, document in registration.collisions}
         for run in runs:
             if run.path in collided:
@@ -165,6 +173,10 @@ class Intake:
             else:
                 self._told.pop(run.path, None)
             self._handled(run.path)
+        # Offered last: if a run turns out not to be ready any more, it is watched again, and stays so.
+        for document in registration.known:
+            if model.status_of(document) is Status.PENDING:
+                self._offer(document)
 
     def _is_acceptable(self, sighting: Sighting) -> bool:
         reason, level = sighting.reason, logging.ERROR

@@ -134,6 +134,10 @@ class Observer:
         if emitter := self._emitter:  # another thread may stop the observer meanwhile
             emitter.unwatch(str(path))
 
+    def watch_again(self, run: Run) -> Sighting:
+        """Look at a run that was dealt with and is not ready after all; watch it unless it is ready now."""
+        return self._sweep_run(str(run.path), may_be_link=True)
+
     # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
 
     def arrived(self, directory: str, name: str) -> None:

@@ -139,7 +139,7 @@ class Service:
         self._exit_code = 0
         self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._dispatcher = Dispatcher(worker.work, settings.jobs)
+        self._dispatcher = Dispatcher(self._work, settings.jobs)
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
         self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
         self._feed = Feed(statusdb, self._changed, self._missed)
@@ -290,6 +290,12 @@ class Service:
         self._inbox.put("")
 
     # Between the parts
+
+    def _work(self, run: Run, stale_rev: str | None) -> Outcome:
+        outcome = self._worker.work(run, stale_rev)
+        if outcome is Outcome.NOT_READY:
+            self._intake.lapsed(self._observer.watch_again(run))
+        return outcome
 
     def _sighted(self, sighting: object) -> None:
         self._intake.put(sighting)  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ class Outcome(StrEnum):
 
     ENCRYPTED = "encrypted"
     NOT_OURS = "not ours"
+    NOT_READY = "not ready"
     NO_ROOM = "no room"
     RELEASED = "released"
     FAILED = "failed"
@@ -86,9 +87,11 @@ class Worker:
         `stale_rev` is the revision of a dead worker's claim that may be taken over. Raises
         StatusDBUnavailable when the run could not even be claimed.
         """
-        document = self._statusdb.claimable(run, stale_rev) if self._is_ready(run) else None
+        document = self._statusdb.claimable(run, stale_rev)
         if document is None:
             return Outcome.NOT_OURS
+        if not self._is_ready(run):
+            return Outcome.NOT_READY
         with self._reserved(document, Job(run, run_size(run))) as job:
             if job is None:
                 return Outcome.NO_ROOM
