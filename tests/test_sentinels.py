@@ -84,6 +84,13 @@ def test_an_empty_sentinel_is_ready_once_it_is_old_enough_and_not_before(run: Pa
     assert look(run, age=SETTLE_SECONDS * 1.1).state is State.READY
 
 
+def test_a_sentinel_that_was_emptied_while_this_process_was_held_up_is_not_ready(run: Path) -> None:
+    (run / SENTINEL).touch()
+    emptied = (run / SENTINEL).stat().st_ctime
+    before_and_after = iter((emptied - 10 * SETTLE_SECONDS, emptied + SETTLE_SECONDS / 2))
+    assert inspect(run, now=lambda: next(before_and_after)).state is State.UNSETTLED
+
+
 def test_an_empty_sentinel_from_a_clock_ahead_of_ours_is_ready(run: Path) -> None:
     (run / SENTINEL).touch()
     assert look(run, age=-3600).state is State.READY

@@ -110,7 +110,7 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
         if policy is Policy.PRESENCE or version in seen:
             return Sighting(run, State.READY)
         moment = now()
-        sighting = _by_content(run, sentinel, moment)
+        sighting = _by_content(run, sentinel, moment, now)
         if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
             seen.add(version)
         return sighting
@@ -135,7 +135,7 @@ def _has_just_changed(run: Run, now: float) -> bool:
         return False
 
 
-def _by_content(run: Run, sentinel: str, now: float) -> Sighting:
+def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]) -> Sighting:
     # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
     descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -143,7 +143,8 @@ def _by_content(run: Run, sentinel: str, now: float) -> Sighting:
         changed = 0.0 if content else os.fstat(descriptor).st_ctime
     finally:
         os.close(descriptor)
-    if not content and abs(now - changed) < SETTLE_SECONDS:
+    # Both moments count: it may have been emptied between them, however long this process was held up there.
+    if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
         return Sighting(run, State.UNSETTLED)
     if content.strip().isdigit() and int(content) != 0:
         return Sighting(run, State.HELD, f"the sentinel holds exit code {int(content)}: the transfer failed")
