@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
 from facility import Daemon, Site, assert_same_tree, wait_until
 from gate import Gate
+from host import limited_command, require_namespace
+from mishap import prefix
 
 from watcher.errors import ConfigError
 from watcher.model import Document, Run
@@ -162,6 +167,33 @@ def test_once_does_not_call_it_good_when_a_registered_run_is_not_ready(site: Sit
     assert site.command("once").returncode == 0
 
 
+# Rescans
+
+
+def test_the_time_to_the_next_rescan_is_a_tenth_longer_or_shorter_by_chance(site: Site) -> None:
+    site.configure(rescan_interval="100 s")
+    daemon = site.start(prefix=prefix("dice")).wait_ready()
+    wait_until(lambda: daemon.log.count("runs seen in") >= 3, "more rescans than 100 s apart")
+    assert "thrown between 0.9 and 1.1" in daemon.log
+
+
+def test_a_rescan_registers_a_new_run_while_another_is_being_archived(
+    site: Site, tmp_path: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_namespace(unavailable)
+    site.configure(max_concurrent_jobs=1, rescan_interval="0.3 s")
+    gate = Gate(tmp_path)
+    daemon = site.start(prefix=limited_command("max_inotify_instances", 0), PATH=gate.path).wait_ready()
+    site.complete(site.make_run("run_001"))
+    site.wait_for("run_001", "processing")
+    site.complete(site.make_run("run_002"))
+    daemon.wait_for_log("run_002: registered .* noticed by rescan")
+    assert document(site, "run_001")["status"] == "processing"
+    gate.open()
+    site.wait_for("run_002")
+    assert daemon.stop() == 0
+
+
 # Sweeping
 
 DAY = 86400
@@ -220,6 +252,67 @@ def test_systemd_is_told_of_the_start_the_state_and_the_end(site: Site, tmp_path
         assert daemon.stop() == 0
         while not any("STOPPING=1" in text for text in told):
             told.append(channel.recv(4096).decode())
+
+
+class Systemd:
+    """The other end of `$NOTIFY_SOCKET`."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.bind(self.address)
+        self._channel.setblocking(False)
+        self.told: list[str] = []
+
+    def listen(self) -> list[str]:
+        """Return everything that was told so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.told.append(self._channel.recv(4096).decode())
+        return self.told
+
+    def count(self, state: str) -> int:
+        """Return how often this was told so far."""
+        return sum(state in told for told in self.listen())
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._channel.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """What the watcher tells systemd."""
+    listener = Systemd(tmp_path / "notify")
+    yield listener
+    listener.close()
+
+
+def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd: Systemd) -> None:
+    for number in range(4):
+        site.make_run(f"run_{number}")
+    site.start(prefix=prefix("slow_disk"), NOTIFY_SOCKET=systemd.address).wait_ready()
+    told = systemd.listen()
+    before_ready = told[: next(number for number, text in enumerate(told) if "READY=1" in text)]
+    assert [text for text in before_ready if "WATCHDOG=1" in text]
+
+
+@pytest.mark.parametrize("name", ["lease", "changes", "worker_0"])
+def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
+    site.configure(lease_seconds=1)
+    daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()
+    site.complete(site.make_run("run_001"))
+    site.wait_for("run_001")
+    before = len(systemd.listen())
+    wait_until(lambda: any("0 running" in told for told in systemd.listen()[before:]), "the pool to have nothing to do")
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_for_log(f"'{name}' is to end")
+    site.complete(site.make_run("run_002"))  # a thread of the pool ends when it is to work again
+    line = daemon.wait_for_log(f"threads have died: {name}; systemd will restart us")
+    assert "CRITICAL" in line
+    fed = systemd.count("WATCHDOG=1")
+    wait_until(lambda: daemon.log.count("threads have died") >= 3, "two more looks at the threads")
+    assert systemd.count("WATCHDOG=1") == fed
 
 
 def test_without_systemd_nothing_is_sent() -> None:

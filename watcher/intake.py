@@ -100,10 +100,10 @@ class Intake:
             sighting = self._sightings.get()
         return batch, False
 
-    def take(self, sightings: Iterable[Sighting], noticed: Noticed) -> int:
+    def take(self, sightings: Iterable[Sighting], noticed: Noticed, tend: Callable[[], None] = lambda: None) -> int:
         """Register the ready runs among the sightings, offer those that are pending; return how many sightings came.
 
-        Raises StatusDBUnavailable; then all of it may be done again.
+        `tend` is called after each sighting. Raises StatusDBUnavailable; then all of it may be done again.
         """
         seen, ready = 0, list[Run]()
         with ThreadPoolExecutor(1, "register") as beside:  # the database answers while the next batch is collected
@@ -116,6 +116,7 @@ class Intake:
                     if asked:
                         asked.result()
                     asked, ready = beside.submit(self._register, ready, noticed), []
+                tend()
             if asked:
                 asked.result()
         self._register(ready, noticed)

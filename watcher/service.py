@@ -146,6 +146,7 @@ class Service:
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
         self._swept_at = float("-inf")
+        self._fed_at = float("-inf")
         self._threads: list[threading.Thread] = []
 
     def run(self) -> int:
@@ -209,12 +210,21 @@ class Service:
             self._rescan_at = 0.0
         for job in self._leases.jobs():
             job.cancel_if_stalled(self._settings.stall_limit)
+        self._feed_watchdog()
+
+    def _feed_watchdog(self) -> None:
+        self._fed_at = time.monotonic()
         threads = [*self._threads, *self._dispatcher.threads()]
         dead = [thread.name for thread in threads if not thread.is_alive()]
         if dead:
             logger.critical("threads have died: %s; systemd will restart us", ", ".join(dead))
         else:
             self._notifier.send("WATCHDOG=1", f"STATUS={self._state()}")
+
+    def _tend(self) -> None:
+        """Feed the watchdog now and then in the middle of a rescan, which may take longer than systemd waits."""
+        if time.monotonic() - self._fed_at >= TICK_SECONDS:
+            self._feed_watchdog()
 
     def _rescan_completely(self, why: str) -> None:
         """Rescan until nothing of it has failed: the status database may go away in the middle."""
@@ -227,7 +237,7 @@ class Service:
         self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
             self._sweep_debris()
-            seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN)
+            seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)
             for document in self._statusdb.pending():
                 self._offer(document)
             self._take_back_own()
@@ -333,7 +343,9 @@ class Service:
 
     def _counted(self) -> str:
         counts = self._metrics.counts()
-        return "noticed so far: " + ", ".join(f"{counts.get(f'noticed_by_{how}', 0)} by {how}" for how in Noticed)
+        noticed = ", ".join(f"{counts.get(f'noticed_by_{how}', 0)} by {how}" for how in Noticed)
+        lost = counts.get("events_lost", 0)
+        return f"noticed so far: {noticed}" + (f"; events were lost {lost} times" if lost else "")
 
     # Beginning and end
 
