@@ -21,9 +21,9 @@ from watcher.sentinels import SENTINEL
 SLOW_SECONDS = 1.0
 
 
-def prefix(mishap: str) -> tuple[str, str, str]:
-    """Return what goes before a program so that this befalls it: the name of a function below."""
-    return sys.executable, __file__, mishap
+def prefix(*mishaps: str) -> tuple[str, str, str]:
+    """Return what goes before a program so that these befall it: names of functions below."""
+    return sys.executable, __file__, ",".join(mishaps)
 
 
 def thread_ends() -> None:
@@ -60,7 +60,8 @@ def dice() -> None:
 
 
 if __name__ == "__main__":
-    mishap, program, *arguments = sys.argv[1:]
-    globals()[mishap]()
+    mishaps, program, *arguments = sys.argv[1:]
+    for mishap in mishaps.split(","):
+        globals()[mishap]()
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")

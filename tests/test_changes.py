@@ -2,8 +2,12 @@
 
 import itertools
 import os
+import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,17 +21,29 @@ import requests
 from couchdb_server import Database, PouchServer, Unavailable
 from facility import Site, never_stop, wait_until
 from fault_proxy import Client, Fault, FaultProxy, Request, head
-from host import inotify_inodes, limited_command, mount, mounted, require_namespace, require_root, unmount
+from host import (
+    inotify_inodes,
+    inotify_limit,
+    limited_command,
+    mount,
+    mounted,
+    require_namespace,
+    require_root,
+    unmount,
+)
+from mishap import prefix
 
 from watcher import model
 from watcher.intake import FEED_PAUSES_SECONDS, SPIN_SECONDS, Feed
 from watcher.model import Document, Run
+from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
 from watcher.statusdb.store import Conflict, DocumentStore
 
 ANSWER_SECONDS = 60
+OVERFLOWED = "the kernel's event queue overflowed: a rescan finds what events did not tell"
 OPTIONS = {"rescan_interval": "1 h"}
 
 
@@ -482,6 +498,58 @@ def test_a_sequencing_path_that_is_removed_and_made_again_is_watched_again(site:
     site.complete(site.make_run("run_002"))
     site.wait_for("run_002")
     assert daemon.stop() == 0
+
+
+BURST = """
+import os, sys
+root, sentinel, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for number in range(first, first + 200):
+    path = f"{root}/run_{number}"
+    os.mkdir(path)
+    with open(f"{path}/{sentinel}", "w") as file:
+        file.write("0\\n")
+"""
+
+
+@pytest.mark.root
+def test_an_overflow_of_the_queue_is_counted_and_told_once_for_the_rescan_that_it_leads_to_at_once(
+    site: Site, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    site.configure(**OPTIONS)
+    with inotify_limit("max_queued_events", 8):
+        daemon = site.start().wait_ready()
+    made = 0
+    while OVERFLOWED not in daemon.log:
+        burst = [sys.executable, "-c", BURST, str(site.sequencing / "sequencer_B"), SENTINEL, str(made)]
+        subprocess.run(burst, check=True)
+        made += 200
+    wait_until(lambda: sum(site.statusdb().count_by_status().values()) == made, "all runs to be registered")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    told, rescans = daemon.log.count(OVERFLOWED), daemon.log.count(" rescan: ") - 1
+    counted = re.search(r"ended; .* events were lost (\d+) times", daemon.log)
+    assert counted is not None
+    assert told <= int(counted[1])
+    assert rescans in (told, told - 1)  # the stop may come before the last one
+    assert daemon.log.count("registered '") == made
+
+
+def test_a_dead_reader_of_inotify_is_told_and_replaced_and_the_next_sentinel_is_noticed_by_an_event(site: Site) -> None:
+    site.configure(**OPTIONS)
+    daemon = site.start(prefix=prefix("thread_ends"), THREAD="inotify").wait_ready()
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_for_log("'inotify' is to end")
+    site.make_run("run_001")  # its event is the last thing that the thread sees
+    line = daemon.wait_for_log("the observer is started anew: one of its threads has ended")
+    assert "ERROR" in line
+    wait_until(lambda: daemon.log.count(" rescan: ") == 2, "the rescan")
+    assert len(inotify_inodes(daemon.pid)) == 4
+    site.complete(site.sequencing / "sequencer_A" / "run_001")
+    site.wait_for("run_001")
+    daemon.wait_for_log("run_001: registered .* noticed by event")
+    assert daemon.stop() == 0
+    assert daemon.log.count("the observer is started anew") == 1
 
 
 def test_the_watchers_threads_and_watches_do_not_grow_with_what_lies_in_the_runs(site: Site) -> None:

@@ -315,5 +315,19 @@ def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Sys
     assert systemd.count("WATCHDOG=1") == fed
 
 
+def test_the_watchdog_is_not_fed_in_the_middle_of_a_rescan_once_a_thread_has_died(site: Site, systemd: Systemd) -> None:
+    for number in range(5):
+        site.make_run(f"run_{number}")
+    mishaps = prefix("slow_disk", "thread_ends")
+    daemon = site.start(prefix=mishaps, THREAD="changes", NOTIFY_SOCKET=systemd.address)
+    wait_until(lambda: systemd.count("WATCHDOG=1"), "the rescan to feed the watchdog")
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_for_log("threads have died: changes;")
+    fed = systemd.count("WATCHDOG=1")
+    assert "first rescan: " not in daemon.log
+    daemon.wait_ready()
+    assert systemd.count("WATCHDOG=1") == fed
+
+
 def test_without_systemd_nothing_is_sent() -> None:
     Notifier(None).send("READY=1")

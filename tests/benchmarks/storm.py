@@ -83,6 +83,7 @@ def main() -> None:
     )  # fmt: skip
     assert set(registered.values()) == {1}
     assert len(registered) == documents == options.runs
+    print(f"  all {options.runs} are registered exactly once")
 
 
 if __name__ == "__main__":
