@@ -110,6 +110,22 @@ def test_a_ready_run_becomes_a_pending_document_and_is_offered(desk: Desk, caplo
     assert vars(caplog.records[0])["run"] == "run_001"
 
 
+def test_a_run_is_handled_before_it_is_offered(tmp_path: Path) -> None:
+    """Whoever is offered a run that is not ready any more watches it again; handling it after that would end it."""
+    store = CountingStore(tmp_path / "status.db")
+    store.prepare()
+    done: list[str] = []
+    intake = Intake(
+        StatusDB(store, lambda seconds: False),
+        lambda document: done.append("offered"),
+        lambda path: done.append("handled"),
+        Metrics(),
+    )
+    intake.take([sighting()], Noticed.EVENT)
+    assert done == ["handled", "offered"]
+    store.close()
+
+
 def test_a_run_that_is_sighted_again_is_offered_again_but_not_registered_again(desk: Desk) -> None:
     desk.event(sighting(), sighting())
     before = desk.statusdb.get("run_001")

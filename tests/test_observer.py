@@ -631,6 +631,22 @@ def test_what_is_opened_to_us_is_looked_at_again_and_told_by_events_alone(
 
 
 @pytest.mark.root
+def test_where_a_linked_sequencer_leads_may_be_opened_to_us_later(
+    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    make_reachable(root / "A" / "run")
+    (root / MARKER).mkdir(parents=True)
+    shell(root, "mkdir -p $OUT/X/run; echo 0 > $OUT/X/run/$S; ln -s $OUT/X X; chmod 744 $OUT/X")
+    watch = observe(root)
+    with as_nobody():
+        watch.observer.start()
+        assert watch.sweep()["X/run"] is State.UNUSABLE
+    shell(root, "chmod 755 $OUT/X")
+    assert watch.wait_for("X/run") == [("X/run", State.READY)]
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("copied", ["run", "X"])
 def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_as_unusable(
     root: Path, copied: str, unavailable: Callable[[str], NoReturn], observe: Observe
