@@ -736,7 +736,7 @@ def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(look
         fields,
         str(look),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=shelf.keys, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
     assert shelf.is_published("run_001")
     assert shelf.staged() == []

@@ -97,6 +97,18 @@ def test_an_encrypted_run_whose_source_is_deleted_is_not_ours_rather_than_not_re
     assert bench.work(run) is Outcome.NOT_OURS
 
 
+def test_a_worker_that_was_closed_while_it_looked_at_a_run_does_not_claim_it(bench: Bench) -> None:
+    run = bench.ready_run()
+    workers: list[Worker] = []
+
+    def close() -> None:
+        workers[0].close()
+
+    workers.append(bench.with_shelf("free_bytes", close).worker())
+    assert workers[0].work(run) is Outcome.NOT_OURS
+    assert bench.document(run)["status"] == "pending"
+
+
 def test_an_encrypted_run_is_not_archived_again(bench: Bench) -> None:
     run = bench.ready_run()
     bench.work(run)

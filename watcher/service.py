@@ -360,10 +360,11 @@ class Service:
 
     def _obey(self) -> None:
         first = self._signals.get()
+        self._dispatcher.close()
+        self._worker.close()
+        self._stopping.set()
         logger.info("%s: taking nothing new, finishing what runs; once more cancels it", signal.Signals(first).name)
         self._notifier.send("STOPPING=1", "STATUS=finishing the runs in progress")
-        self._dispatcher.close()
-        self._stopping.set()
         self._inbox.put("")
         second = signal.Signals(self._signals.get())
         logger.warning("%s again: cancelling", second.name)

@@ -80,6 +80,11 @@ class Worker:
         self._pauses = pauses
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Claim nothing from now on; what is claimed goes on."""
+        self._is_closed = True
 
     def work(self, run: Run, stale_rev: str | None = None) -> Outcome:
         """Claim a run and archive it; return what became of it.
@@ -95,6 +100,8 @@ class Worker:
         with self._reserved(document, Job(run, run_size(run))) as job:
             if job is None:
                 return Outcome.NO_ROOM
+            if self._is_closed:  # asked this late: to look through a large run takes a while
+                return Outcome.NOT_OURS
             former = self._shelf.former(run.name)  # before the claim: whose who claims after us is none of them
             asked_at = self._leases.now()
             claim = self._statusdb.claim(run, self._settings.worker_id, document)
