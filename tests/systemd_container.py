@@ -305,13 +305,17 @@ def _pip_configuration_files() -> list[Path]:
     return [place for place in [*places, Path(named)] if place.is_file()]
 
 
-def _pip_directories() -> set[Path]:
-    """Local directories that pip's configuration names as sources; an index's files lie beside `simple`."""
+def _pip_paths() -> set[Path]:
+    """Local directories that pip's configuration names as sources, and its constraints, without which it gives up.
+
+    An index's files lie beside `simple`. Certificates are carried over as the tree's own.
+    """
     texts = [place.read_text() for place in _pip_configuration_files()]
     texts += [value for name, value in os.environ.items() if name.startswith("PIP_")]
     words = [word.removeprefix("file://") for text in texts for word in text.split()]
     named = {Path(word) for word in words if word.startswith("/")}
-    return {path.parent if path.name == "simple" else path for path in named if path.is_dir()}
+    directories = {path.parent if path.name == "simple" else path for path in named if path.is_dir()}
+    return directories | {path for path in named if path.is_file() and path.suffix == ".txt"}
 
 
 def _environment() -> dict[str, str]:
@@ -336,7 +340,7 @@ def _nspawn(tree: Tree, name: str, options: Sequence[str]) -> list[str]:
 
 def _read_only(binds: Mapping[str, Path]) -> list[str]:
     """Options that show `binds`, and what pip on the host's network may want to read."""
-    shown = {**{str(path): path for path in sorted(_pip_directories())}, **binds}
+    shown = {**{str(path): path for path in sorted(_pip_paths())}, **binds}
     return [f"--bind-ro={host}:{inside}" for inside, host in shown.items()]
 
 
