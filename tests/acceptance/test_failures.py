@@ -64,7 +64,8 @@ def test_a_run_that_vanishes_before_it_is_claimed_is_skipped(site: Site) -> None
     assert (document["status"], document["failure_count"]) == ("pending", 0)
     assert not {"claim", "last_error", "archive"} & document.keys()
     assert [line.partition("run_002: ")[2] for line in daemon.log.splitlines() if "run_002" in line] == [
-        f"registered '{gone}', noticed by event"
+        f"registered '{gone}', noticed by event",
+        f"'{gone}' is not archived: it is gone itself",
     ]
     assert {path.name for path in site.archives.glob("*.gpg")} == {"run_001.tar.gpg", "run_003.tar.gpg"}
     assert "its directory is not on this host" in site.command("status").stdout
