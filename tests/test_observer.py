@@ -646,18 +646,24 @@ def test_where_a_linked_sequencer_leads_may_be_opened_to_us_later(
     assert watch.wait_for("X/run") == [("X/run", State.READY)]
 
 
-@pytest.mark.root
-@pytest.mark.parametrize("copied", ["run", "X"])
-def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_as_unusable(
-    root: Path, copied: str, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def watch_as_nobody(root: Path, observe: Observe) -> Watch:
+    """Let another user than this one watch the root, which both may read."""
     make_reachable(root / "A" / "run")
     (root / MARKER).mkdir(parents=True)
     watch = observe(root)
     with as_nobody():
         watch.observer.start()
         watch.sweep()
+    return watch
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("copied", ["run", "X"])
+def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_as_unusable(
+    root: Path, copied: str, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    watch = watch_as_nobody(root, observe)
     shell(root, "mkdir -p $OUT/X/run/Data; touch $OUT/X/run/Data/{1..300}; echo 0 > $OUT/X/run/$S")
     destination, told = ("B/run", "B/run") if copied == "run" else ("X", "X/run")
     source = "$OUT/X/run" if copied == "run" else "$OUT/X"
@@ -671,12 +677,7 @@ def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(
     root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
     require_root(unavailable)
-    make_reachable(root / "A" / "run")
-    (root / MARKER).mkdir(parents=True)
-    watch = observe(root)
-    with as_nobody():
-        watch.observer.start()
-        watch.sweep()
+    watch = watch_as_nobody(root, observe)
     shell(root, "mkdir -m 700 B/closed B/opened; chmod 755 B/opened")
     assert watch.wait_for("B/closed", State.UNUSABLE) == [("B/closed", State.UNUSABLE)]
     assert watch.watched() == {".", "A", "B", "A/run", "B/opened"}

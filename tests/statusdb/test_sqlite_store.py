@@ -29,6 +29,7 @@ from databases import (
     stored,
 )
 from facility import PATIENCE_SECONDS, never_stop, wait_until
+from host import require_root
 
 from watcher.errors import ConfigError, StatusDBUnavailable
 from watcher.model import Status
@@ -454,9 +455,11 @@ def read_as_nobody(path: str) -> str:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("watcher_runs", [True, False])
-def test_an_operator_who_may_only_read_sees_the_runs(tmp_path: Path, watcher_runs: bool) -> None:
+def test_an_operator_who_may_only_read_sees_the_runs(
+    tmp_path: Path, watcher_runs: bool, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
     directory = tmp_path / "state"
     directory.mkdir(mode=0o755)
     for parent in (tmp_path, *tmp_path.parents):
