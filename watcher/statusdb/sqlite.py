@@ -19,7 +19,7 @@ from watcher.statusdb.store import Changes, Conflict, FeedLost, Written
 BUSY_SECONDS = 10.0
 """How long a write waits for another process's write; each takes milliseconds."""
 
-LOOK_SECONDS = 0.4
+LOOK_SECONDS = 0.5
 """How often a waiting `changes` looks: some 20 microseconds each time."""
 
 CHANGES_LIMIT = 1000
