@@ -22,8 +22,9 @@ from watcher.model import Phase, Progress, Run
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
 """The phases in which bytes must move; in the others a job may well wait for something outside."""
 
-LOOK_PART = 0.5
-"""Of `stall_limit`: who has not looked at a job for longer was suspended, likely with the job, and counts anew."""
+LOOK_SECONDS = 30.0
+"""Who has not looked at a job for so long was suspended, likely together with it, and counts anew. The service
+looks every two seconds."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,7 +90,7 @@ class Job:
         Without a child there is none that hangs: a large file may take as long as it will to reach the disk.
         """
         now, progress = self._clock(), self._progress
-        if now - self._looked_at > limit_seconds * LOOK_PART:
+        if now - self._looked_at > LOOK_SECONDS:
             self._moved_at = max(self._moved_at, now)
         self._looked_at = now
         still = now - self._moved_at

@@ -61,6 +61,7 @@ def story(bench: Bench, run: Run) -> list[Outcome]:
             outcomes.append(bench.work(run, stale_rev))
         except StatusDBUnavailable:
             outcomes.append(Outcome.NOT_OURS)
+            time.sleep(TIMEOUT_SECONDS / 2)  # a server that is down refuses at once
         bench.now.advance(61)
     return outcomes
 
