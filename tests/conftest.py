@@ -10,6 +10,7 @@ import pytest
 import requests
 from couchdb_server import Database, PouchServer, Unavailable
 from facility import Site, keyring, make_key
+from gate import Gate
 
 ANSWER_SECONDS = 60
 
@@ -70,3 +71,11 @@ def site(tmp_path: Path, gnupg: Path, recipient: str) -> Iterator[Site]:
     site = Site(tmp_path / "site", gnupg, recipient)
     yield site
     site.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate that is shut; opened at the latest when the test ends."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -134,36 +133,6 @@ class Daemon:
         """End it as a power cut does, if it still runs."""
         self.process.kill()
         self.process.wait()
-
-
-class Gate:
-    """A `tar` that waits before it packs until the gate is open: at the latest when the context ends.
-
-    `path` is a PATH on which it is found; `directory` is made.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self._opened = directory / "opened"
-        self.path = f"{directory}:{os.environ['PATH']}"
-        program = directory / "tar"
-        program.write_text(
-            f"""#!/bin/sh
-case "$*" in *--create*) until [ -e '{self._opened}' ]; do sleep 0.02; done;; esac
-exec {shutil.which("tar")} "$@"
-"""
-        )
-        program.chmod(0o700)
-
-    def open(self) -> None:
-        """Let tar go on, and all that come after."""
-        self._opened.touch()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.open()
 
 
 class Site:

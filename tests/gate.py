@@ -6,22 +6,22 @@ import os
 import shutil
 from pathlib import Path
 
-SCRIPT = """#!/bin/bash
-case " $* " in *" --create "*) while [ ! -e {opened} ]; do sleep 0.02; done ;; esac
+SCRIPT = """#!/bin/sh
+case " $* " in *" --create "*) until [ -e '{opened}' ]; do sleep 0.02; done ;; esac
 exec {tar} "$@"
 """
 
 
 class Gate:
-    """Lies in `directory`, which must exist. A watcher that is started with `PATH=gate.path` stops at it."""
+    """Lies in `directory`, which is made. A watcher that is started with `PATH=gate.path` stops at it."""
 
     def __init__(self, directory: Path) -> None:
+        directory.mkdir()
         self._opened = directory / "opened"
-        (directory / "bin").mkdir()
-        tar = directory / "bin" / "tar"
+        tar = directory / "tar"
         tar.write_text(SCRIPT.format(opened=self._opened, tar=shutil.which("tar")), encoding="utf-8")
-        tar.chmod(0o755)
-        self.path = f"{tar.parent}:{os.environ['PATH']}"
+        tar.chmod(0o700)
+        self.path = f"{directory}:{os.environ['PATH']}"
 
     def open(self) -> None:
         """Let everybody through from now on."""

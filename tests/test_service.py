@@ -24,14 +24,11 @@ from watcher.model import Document, Run
 from watcher.sentinels import SENTINEL
 from watcher.service import Notifier, worker_lock
 
-BIG = 80_000_000
-"""Bytes of a run that is still being archived when a signal comes."""
 
-
-def begin_big(site: Site, daemon: Daemon, name: str = "run_001") -> Path:
-    """Complete a big run and wait until its archive grows."""
-    run = site.complete(site.make_run(name, size=BIG))
-    wait_until(lambda: site.debris() or daemon.process.poll() is not None, "its archive grows")
+def begin(site: Site, name: str = "run_001") -> Path:
+    """Complete a run and wait until it stands at the gate, its archive begun."""
+    run = site.complete(site.make_run(name))
+    wait_until(lambda: any(name in path.name for path in site.debris()), f"the archive of {name} is begun")
     return run
 
 
@@ -67,10 +64,10 @@ def test_the_lock_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> Non
         assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_restarted_daemon_takes_its_own_claims_back_at_once(site: Site) -> None:
+def test_a_restarted_daemon_takes_its_own_claims_back_at_once(site: Site, gate: Gate) -> None:
     site.configure(lease_seconds=3600)
-    first = site.start(log="first.log").wait_ready()
-    run = begin_big(site, first)
+    first = site.start(log="first.log", PATH=gate.path).wait_ready()
+    run = begin(site)
     first.kill()
     assert document(site)["status"] == "processing"
     second = site.start(log="second.log").wait_ready()
@@ -84,14 +81,16 @@ def test_a_restarted_daemon_takes_its_own_claims_back_at_once(site: Site) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_all_runs_finish_and_takes_nothing_new(site: Site, number: signal.Signals) -> None:
-    daemon = site.start().wait_ready()
-    begin_big(site, daemon, "run_001")
-    begin_big(site, daemon, "run_002")
-    wait_until(lambda: site.statusdb().count_by_status().get("processing") == 2, "both are being archived")
+def test_the_first_signal_lets_all_runs_finish_and_takes_nothing_new(
+    site: Site, gate: Gate, number: signal.Signals
+) -> None:
+    daemon = site.start(PATH=gate.path).wait_ready()
+    begin(site, "run_001")
+    begin(site, "run_002")
     daemon.signal(number)
     daemon.wait_for_log("taking nothing new")
     late = Run(site.complete(site.make_run("run_003")))
+    gate.open()
     assert daemon.wait() == 0
     assert {document(site, name)["status"] for name in ("run_001", "run_002")} == {"encrypted"}
     found = site.document(late.name)
@@ -100,9 +99,11 @@ def test_the_first_signal_lets_all_runs_finish_and_takes_nothing_new(site: Site,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, number: signal.Signals, code: int) -> None:
-    daemon = site.start().wait_ready()
-    begin_big(site, daemon)
+def test_the_second_signal_cancels_at_once_and_costs_no_attempt(
+    site: Site, gate: Gate, number: signal.Signals, code: int
+) -> None:
+    daemon = site.start(PATH=gate.path).wait_ready()
+    begin(site)
     daemon.signal(number)
     daemon.wait_for_log("once more cancels it")
     told_at = time.monotonic()
@@ -113,6 +114,15 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, numb
     assert (found["status"], found["failure_count"]) == ("pending", 0)
     assert "not_before" not in found
     assert site.debris() == []
+
+
+def test_a_second_signal_when_all_is_done_does_not_kill(site: Site) -> None:
+    daemon = site.start().wait_ready()
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: "ended; " in daemon.log, "it has done all it had to")
+    while daemon.process.poll() is None:
+        daemon.signal(signal.SIGTERM)
+    assert daemon.process.returncode == 0
 
 
 # A run whose turn comes when it is not ready any more
@@ -137,10 +147,9 @@ def wait_behind(site: Site, daemon: Daemon, gate: Gate) -> Path:
     ],
 )
 def test_a_run_that_lapses_while_it_waits_is_told_with_the_reason_and_watched_again_at_once(
-    site: Site, tmp_path: Path, script: str, reason: str
+    site: Site, gate: Gate, script: str, reason: str
 ) -> None:
     site.configure(max_concurrent_jobs=1, rescan_interval="1 h")
-    gate = Gate(tmp_path)
     daemon = site.start(PATH=gate.path).wait_ready()
     run = wait_behind(site, daemon, gate)
     subprocess.run(["sh", "-c", script.format(run=run, sentinel=run / SENTINEL)], check=True)
@@ -178,11 +187,10 @@ def test_the_time_to_the_next_rescan_is_a_tenth_longer_or_shorter_by_chance(site
 
 
 def test_a_rescan_registers_a_new_run_while_another_is_being_archived(
-    site: Site, tmp_path: Path, unavailable: Callable[[str], NoReturn]
+    site: Site, gate: Gate, unavailable: Callable[[str], NoReturn]
 ) -> None:
     require_namespace(unavailable)
     site.configure(max_concurrent_jobs=1, rescan_interval="0.3 s")
-    gate = Gate(tmp_path)
     daemon = site.start(prefix=limited_command("max_inotify_instances", 0), PATH=gate.path).wait_ready()
     site.complete(site.make_run("run_001"))
     site.wait_for("run_001", "processing")

@@ -410,6 +410,9 @@ class Service:
         self._dispatcher.shutdown()
         self._abort.set()
         self._statusdb.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Nothing is left to cancel. Python would hand our handlers back to the system while it ends.
+            signal.signal(number, signal.SIG_IGN)
         logger.info("ended; %s", self._counted())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facility import Gate, Site
+from facility import Site
+from gate import Gate
 
 
 def stand_in_the_way(site: Site, run: str = "run_001") -> Path:
@@ -46,15 +47,15 @@ def test_a_failed_run_waits_for_its_pause_which_a_restart_keeps(site: Site) -> N
     assert waiting["not_before"][:16] in site.command("status").stdout.replace("\n", "")
 
 
-def test_a_run_that_vanishes_before_it_is_claimed_is_skipped(site: Site) -> None:
+def test_a_run_that_vanishes_before_it_is_claimed_is_skipped(site: Site, gate: Gate) -> None:
     site.configure(max_concurrent_jobs=1)
-    with Gate(site.root / "gate") as gate:
-        site.complete(site.make_run("run_001"))
-        daemon = site.start(PATH=gate.path).wait_ready()
-        site.wait_for("run_001", "processing")
-        gone = site.complete(site.make_run("run_002", "sequencer_B"))
-        daemon.wait_for_log("run_002: registered")
-        gone.rename(site.root / "elsewhere")
+    site.complete(site.make_run("run_001"))
+    daemon = site.start(PATH=gate.path).wait_ready()
+    site.wait_for("run_001", "processing")
+    gone = site.complete(site.make_run("run_002", "sequencer_B"))
+    daemon.wait_for_log("run_002: registered")
+    gone.rename(site.root / "elsewhere")
+    gate.open()
     site.wait_for("run_001")
     site.complete(site.make_run("run_003"))  # the one thread takes it after run_002
     site.wait_for("run_003")

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 from facility import COMMAND, Site, assert_same_tree, wait_until
+from gate import Gate
 from host import limited_command, require_namespace
 from network_mount import TYPE, NetworkMount
 
@@ -170,24 +171,26 @@ def test_what_this_user_may_not_do_is_refused_and_named(
     assert not site.database.exists()
 
 
-def test_once_finishes_what_it_has_begun_at_the_first_signal(site: Site) -> None:
+def test_once_finishes_what_it_has_begun_at_the_first_signal(site: Site, gate: Gate) -> None:
     site.configure(max_concurrent_jobs=1)
     for number in range(3):
-        site.complete(site.make_run(f"run_{number}", size=150_000_000))
-    daemon = site.start("once")
+        site.complete(site.make_run(f"run_{number}"))
+    daemon = site.start("once", PATH=gate.path)
     daemon.wait_for_log(": claimed")
     daemon.signal(signal.SIGTERM)
+    daemon.wait_for_log("finishing what runs")
+    gate.open()
     assert daemon.wait() == 0
     assert ": claimed" not in daemon.log.partition("finishing what runs")[2]
     assert site.statusdb().count_by_status() == {"encrypted": 1, "pending": 2}
 
 
-def test_ctrl_c_twice_at_a_terminal_cancels(site: Site) -> None:
-    site.complete(site.make_run(size=600_000_000))
+def test_ctrl_c_twice_at_a_terminal_cancels(site: Site, gate: Gate) -> None:
+    site.complete(site.make_run())
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)
-    wait_until(site.debris, "the archive grows")
+        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment | {"PATH": gate.path})
+    wait_until(site.debris, "the archive is begun")
     os.write(terminal, b"\x03")
     said = read_until(terminal, b"finishing what runs")
     os.write(terminal, b"\x03")

@@ -10,21 +10,20 @@ from pathlib import Path
 
 import pytest
 from couchdb_server import Database
-from facility import COMMAND, Daemon, Gate, Site, assert_same_tree, wait_until
+from facility import COMMAND, Daemon, Site, assert_same_tree, wait_until
 from fault_proxy import Fault, FaultProxy
+from gate import Gate
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 LIMIT_SECONDS = 5.0
 
 
-def begin(site: Site, *names: str, size: int = 150_000_000) -> Daemon:
-    """Start the watcher on runs that take a while; return it when all `names` are being archived."""
+def begin(site: Site, gate: Gate, *names: str) -> Daemon:
+    """Start the watcher on runs; return it when all `names` are being archived, and stand at the gate."""
     for name in names:
-        site.complete(site.make_run(name, size=size))
-    daemon = site.start()
-    for name in names:
-        site.wait_for(name, "processing")
-    wait_until(lambda: len(site.debris()) == len(names), "the archives grow")
+        site.complete(site.make_run(name))
+    daemon = site.start(PATH=gate.path)
+    wait_until(lambda: len(site.debris()) == len(names), "the archives are begun")
     return daemon
 
 
@@ -43,11 +42,15 @@ def children(session: int) -> list[str]:
 
 
 @pytest.mark.parametrize("number", EXIT_CODES)
-def test_the_first_signal_finishes_all_runs_in_progress_and_begins_none(site: Site, number: signal.Signals) -> None:
-    daemon = begin(site, "run_001", "run_002")
+def test_the_first_signal_finishes_all_runs_in_progress_and_begins_none(
+    site: Site, gate: Gate, number: signal.Signals
+) -> None:
+    daemon = begin(site, gate, "run_001", "run_002")
     site.complete(site.make_run("run_003"))
     daemon.wait_for_log("run_003: registered")
     daemon.signal(number)
+    daemon.wait_for_log("finishing what runs")
+    gate.open()
     assert daemon.wait() == 0
     statuses = {name: site.wait_for(name, status)["status"] for name, status in (
         ("run_001", "encrypted"), ("run_002", "encrypted"), ("run_003", "pending"))}  # fmt: skip
@@ -57,8 +60,8 @@ def test_the_first_signal_finishes_all_runs_in_progress_and_begins_none(site: Si
 
 
 @pytest.mark.parametrize("number", EXIT_CODES)
-def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, number: signal.Signals) -> None:
-    daemon = begin(site, "run_001", "run_002", size=600_000_000)
+def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, gate: Gate, number: signal.Signals) -> None:
+    daemon = begin(site, gate, "run_001", "run_002")
     daemon.signal(number)
     daemon.wait_for_log("finishing what runs")
     wait_until(lambda: "gpg" in children(daemon.pid), "gpg runs")
@@ -74,11 +77,11 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, numb
         assert (document["status"], document["failure_count"]) == ("pending", 0)
 
 
-def test_two_signals_end_it_even_while_the_database_hangs(site: Site, couchdb_database: Database) -> None:
-    site.complete(site.make_run(size=300_000_000))
+def test_two_signals_end_it_even_while_the_database_hangs(site: Site, gate: Gate, couchdb_database: Database) -> None:
+    site.complete(site.make_run())
     with FaultProxy(couchdb_database.url) as proxy:
         site.use_couchdb(couchdb_database.url, couchdb_database.name, through=proxy.url)
-        daemon = site.start()
+        daemon = site.start(PATH=gate.path)
         site.wait_for(status="processing")
         proxy.plan = lambda _request: Fault.HANG
         daemon.signal(signal.SIGTERM)
@@ -90,15 +93,17 @@ def test_two_signals_end_it_even_while_the_database_hangs(site: Site, couchdb_da
     assert site.debris() == []
 
 
-def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site) -> None:
-    site.complete(site.make_run(size=150_000_000))
+def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site, gate: Gate) -> None:
+    site.complete(site.make_run())
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment)
-    site.wait_for(status="processing")
-    wait_until(site.debris, "the archive grows")
+        os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment | {"PATH": gate.path})
+    wait_until(site.debris, "the archive is begun")
     os.write(terminal, b"\x03")
     said = b""
+    while b"finishing what runs" not in said:
+        said += os.read(terminal, 4096)
+    gate.open()
     try:
         while piece := os.read(terminal, 4096):
             said += piece
@@ -108,9 +113,9 @@ def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site) -> None:
     assert site.wait_for()["failure_count"] == 0
 
 
-def test_a_killed_watcher_takes_its_own_runs_back_when_it_starts_again(site: Site) -> None:
+def test_a_killed_watcher_takes_its_own_runs_back_when_it_starts_again(site: Site, gate: Gate) -> None:
     site.configure(lease_seconds="1 h")
-    begin(site, "run_001", "run_002").kill()
+    begin(site, gate, "run_001", "run_002").kill()
     site.start(log="second.log").wait_ready()
     for name in ("run_001", "run_002"):
         assert site.wait_for(name)["failure_count"] == 0
@@ -128,16 +133,16 @@ def test_a_second_watcher_of_the_same_worker_id_is_refused(site: Site) -> None:
     assert site.command("once").returncode == 0
 
 
-def test_a_second_watcher_of_another_worker_id_shares_the_work(site: Site) -> None:
+def test_a_second_watcher_of_another_worker_id_shares_the_work(site: Site, gate: Gate) -> None:
     site.configure(max_concurrent_jobs=1)
-    with Gate(site.root / "gate") as gate:  # nobody has done with the first run before the other has one, too
-        first = site.start(PATH=gate.path).wait_ready()
-        site.configure(worker_id="worker_2")
-        second = site.start(log="second.log", PATH=gate.path).wait_ready()
-        for number in range(6):
-            site.complete(site.make_run(f"run_{number}"))
-        for daemon in (first, second):
-            daemon.wait_for_log(": claimed")
+    first = site.start(PATH=gate.path).wait_ready()
+    site.configure(worker_id="worker_2")
+    second = site.start(log="second.log", PATH=gate.path).wait_ready()
+    for number in range(6):
+        site.complete(site.make_run(f"run_{number}"))
+    for daemon in (first, second):
+        daemon.wait_for_log(": claimed")
+    gate.open()  # nobody has done with the first run before the other has one, too
     for number in range(6):
         site.wait_for(f"run_{number}")
     assert (first.stop(), second.stop()) == (0, 0)
