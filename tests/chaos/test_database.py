@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -49,6 +51,19 @@ def break_one(proxy: FaultProxy, number: int, fault: Fault) -> None:
     proxy.plan = plan
 
 
+T = TypeVar("T")
+
+
+def insist(ask: Callable[[], T]) -> T:
+    """Ask again while the database is away, as a daemon does in time."""
+    for _ in range(TRIES):
+        try:
+            return ask()
+        except StatusDBUnavailable:
+            time.sleep(TIMEOUT_SECONDS / 2)
+    raise AssertionError("the database does not come back")
+
+
 def story(bench: Bench, run: Run) -> list[Outcome]:
     """Register a run and work on it until it is encrypted, as a daemon and the expiry of leases do in time."""
     outcomes: list[Outcome] = []
@@ -61,6 +76,7 @@ def story(bench: Bench, run: Run) -> list[Outcome]:
             outcomes.append(bench.work(run, stale_rev))
         except StatusDBUnavailable:
             outcomes.append(Outcome.NOT_OURS)
+            time.sleep(TIMEOUT_SECONDS / 2)
         bench.now.advance(61)
     return outcomes
 
@@ -69,7 +85,8 @@ def through(proxy: FaultProxy, site: Site, database: Database) -> Bench:
     """Return a worker whose requests go through the proxy."""
     login = Login(proxy.url, database.name)
     CouchDBStore(Login(database.url, database.name)).prepare()
-    return Bench.of(site, lambda: CouchDBStore(login, TIMEOUT_SECONDS))
+    bench = Bench.of(site, lambda: CouchDBStore(login, TIMEOUT_SECONDS))
+    return replace(bench, pauses=lambda: itertools.repeat(TIMEOUT_SECONDS / 6))
 
 
 def named(site: Site, name: str) -> Run:
@@ -77,7 +94,7 @@ def named(site: Site, name: str) -> Run:
     return Run(site.complete(site.make_run(name, size=10_000)))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, Fault.DOWN])
 def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Database, fault: Fault) -> None:
     with FaultProxy(couchdb_database.url) as proxy:
         bench = through(proxy, site, couchdb_database)
@@ -94,7 +111,7 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
             proxy.release()
             cut += proxy.faults[number] is fault
             assert outcomes.count(Outcome.ENCRYPTED) == 1
-            document = bench.document(run)
+            document = insist(lambda run=run: bench.document(run))
             assert (document["status"], document["failure_count"]) == ("encrypted", 0)
             assert document["archive"]["token"] == document["last_claim"], "it was made once and recorded by its maker"
             assert bench.work(run) is Outcome.NOT_OURS
@@ -102,19 +119,6 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
             assert site.debris() == []
         say(f"{fault.name}: {cut} of {count} requests cut, 0 lost")
         assert cut == count
-
-
-T = TypeVar("T")
-
-
-def insist(ask: Callable[[], T]) -> T:
-    """Ask again while the database is away, as a daemon does in time."""
-    for _ in range(TRIES):
-        try:
-            return ask()
-        except StatusDBUnavailable:
-            time.sleep(TIMEOUT_SECONDS / 2)
-    raise AssertionError("the database does not come back")
 
 
 def claim(bench: Bench, run: Run) -> Claim:
