@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,8 +11,30 @@ import requests
 from couchdb_server import Database, PouchServer, Unavailable
 from facility import Site, keyring, make_key
 from gate import Gate
+from host import the_machine
 
 ANSWER_SECONDS = 60
+
+IS_SHARED = "TESTS_SHARE_THE_MACHINE"
+"""Set where tests are started by a test, which has the lock for them."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what a test logged of names that are no UTF-8: pytest-xdist cannot send it."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
+@pytest.fixture(autouse=True)
+def share_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep tests in other processes away from one that is marked `alone`."""
+    if os.environ.get(IS_SHARED):
+        yield
+        return
+    with the_machine(alone=request.node.get_closest_marker("alone") is not None):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +32,30 @@ def as_nobody() -> Iterator[None]:
         libc.setfsuid(0)
 
 
+def make_reachable(path: Path) -> None:
+    """Let every user pass through what pytest keeps to its own above the path."""
+    temporary = Path(tempfile.gettempdir())
+    for above in path.parents:
+        if above.is_relative_to(temporary) and above != temporary:
+            above.chmod(0o755)
+
+
+@contextmanager
+def the_machine(alone: bool) -> Iterator[None]:
+    """Share this machine with the tests of other processes while the context lasts, or have it alone."""
+    with (
+        open(Path(tempfile.gettempdir(), f"tests-of-the-archiver-{os.getuid()}.lock"), "w") as machine,
+        open(f"{machine.name}.queue", "w") as turn,
+    ):
+        fcntl.flock(turn, fcntl.LOCK_EX)  # so that those who share it keep nobody out for long
+        fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
+
+
 @contextmanager
 def inotify_limit(name: str, value: int) -> Iterator[None]:
-    """Lower one of the kernel's limits in /proc/sys/fs/inotify. It is everybody's: for as short as possible."""
+    """Lower one of the kernel's limits in /proc/sys/fs/inotify. It is everybody's: a test that does it is `alone`."""
     file = Path("/proc/sys/fs/inotify", name)
     before = file.read_text()
     file.write_text(str(value))

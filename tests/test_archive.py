@@ -25,8 +25,8 @@ from typing import NoReturn
 
 import pytest
 from facility import Site, wait_until
-from host import as_nobody, require_root
-from test_sentinels import make_reachable
+from host import as_nobody, make_reachable, require_root
+from tracing import require_strace, traced
 
 from watcher.archive import (
     MAX_RUN_NAME_BYTES,
@@ -791,13 +791,10 @@ def test_dropping_one_claims_files_leaves_those_of_another(shelf: Shelf) -> None
 def test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record(
     site: Site, unavailable: Callable[[str], NoReturn]
 ) -> None:
-    if shutil.which("strace") is None:
-        unavailable("strace is not installed")
+    require_strace(unavailable)
     site.complete(site.make_run())
-    trace = site.root / "trace"
-    command = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync,link,linkat,rename,pwrite64", "-o", str(trace)]
-    subprocess.run([*command, *site.once()], check=True, capture_output=True, env=site.environment)
-    done = trace.read_text()
+    calls = "fsync,fdatasync,link,linkat,rename,pwrite64"
+    done = traced(site.once(), calls, site.root / "trace", env=site.environment)
 
     def place(pattern: str, after: int = 0) -> int:
         match = re.compile(pattern).search(done, after)

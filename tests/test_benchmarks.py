@@ -25,7 +25,9 @@ SECONDS = 300
         ("two_big_runs.py --gigabytes 0.02 --files 50", "50 files at once, restored byte for byte"),
         ("storm.py --runs 50", "all 50 are registered exactly once"),
         pytest.param(
-            "storm.py --runs 500 --queued-events 64", "all 500 are registered exactly once", marks=pytest.mark.root
+            "storm.py --runs 500 --queued-events 64",
+            "all 500 are registered exactly once",
+            marks=[pytest.mark.root, pytest.mark.alone],
         ),
     ],
 )

@@ -512,6 +512,7 @@ for number in range(first, first + 200):
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_an_overflow_of_the_queue_is_counted_and_told_once_for_the_rescan_that_it_leads_to_at_once(
     site: Site, unavailable: Callable[[str], NoReturn]
 ) -> None:

@@ -427,6 +427,7 @@ def test_check_fails_where_less_is_free_than_is_to_stay_free(site: Site) -> None
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_check_warns_where_the_kernel_allows_too_few_watches(
     site: Site, unavailable: Callable[[str], NoReturn]
 ) -> None:

@@ -15,8 +15,17 @@ from typing import Any, NoReturn
 
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
-from host import as_nobody, inotify_inodes, inotify_limit, inotify_masks, mount, mounted, require_root, unmount
-from test_sentinels import make_reachable
+from host import (
+    as_nobody,
+    inotify_inodes,
+    inotify_limit,
+    inotify_masks,
+    make_reachable,
+    mount,
+    mounted,
+    require_root,
+    unmount,
+)
 
 from watcher.model import Run
 from watcher.observer import Observer
@@ -455,6 +464,7 @@ def test_threads_and_descriptors_do_not_grow_with_the_directories(root: Path, ob
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_an_overflow_is_counted_and_told_and_a_sweep_finds_what_was_lost(
     root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
@@ -491,6 +501,7 @@ def inotify_is_drained(watch: Watch) -> bool:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_run_that_is_swept_under_its_new_name_before_its_move_is_read_stays_watched(
     root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
@@ -525,6 +536,7 @@ def reader_held(watch: Watch) -> Iterator[None]:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(
     root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
@@ -540,6 +552,7 @@ def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_at_the_watch_limit_a_warning_says_what_to_do_and_sweeps_find_the_rest(
     root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:
@@ -568,6 +581,7 @@ def test_at_the_watch_limit_a_warning_says_what_to_do_and_sweeps_find_the_rest(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_without_an_inotify_instance_a_warning_says_so_and_sweeps_go_on_until_there_is_one(
     root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from facility import COMMAND, Site, assert_same_tree, gpg, keyring, make_key, wait_until
+from host import make_reachable
 
 from watcher import crypto
 from watcher.archive import Shelf
@@ -234,9 +235,7 @@ def run_as_nobody(site: Site, *arguments: str) -> subprocess.CompletedProcess[st
 def site_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site that a user without privileges owns, with a key pair of its own."""
     root = tmp_path_factory.mktemp("nobody")
-    for path in (root, *root.parents):
-        if path.owner() == "root" and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
+    make_reachable(root / "home")
     with keyring(root / "home") as home:
         make_key(home, "ops@example.org")
         site = Site(root / "site", home, "ops@example.org")

@@ -172,7 +172,7 @@ def test_a_safeguard_that_is_taken_out_is_missed(name: str, tmp_path: Path) -> N
             sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
             "-o", f"pythonpath={tmp_path}", f"tests/{safeguard.test}",
         ],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path), "TESTS_SHARE_THE_MACHINE": "1"},
         capture_output=True, text=True, check=False, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from host import as_nobody, mounted, require_root
+from host import as_nobody, make_reachable, mounted, require_root
 
 from watcher.observer import Observer
 from watcher.sentinels import (
@@ -259,13 +259,6 @@ def long_after(run: Path) -> Callable[[], float]:
     """Return a clock on which everything about the run has long been as it is."""
     later = run.stat().st_ctime + 3600
     return lambda: later
-
-
-def make_reachable(path: Path) -> None:
-    """Let every user pass through what pytest keeps to its own."""
-    for above in path.parents:
-        if above.stat().st_uid == os.getuid() and above.name.startswith(("pytest-", "test_", "sequenc")):
-            above.chmod(0o755)
 
 
 @pytest.mark.parametrize("name", ["run_001", "a b", "-rf", "100%", "run+1", "a:b?c#d", "a\nb", "ü" * 99, "x" * 200])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 from facility import Site, gpg, wait_until
+from tracing import require_strace, traced
 
 WHOLE_BYTES = 1 << 20
 """What strace shows of a string: all that is written at once, whatever stands before a key in it."""
@@ -97,12 +97,10 @@ def test_the_watch_would_see_a_key_on_a_command_line_in_an_environment_and_in_a_
     assert files_with(tmp_path, on_the_line.encode()) == [tmp_path / "leak"]
 
 
-def traced(command: Sequence[str], trace: Path, **options: Any) -> str:
-    """Run a command under strace; return what it and its children wrote, and executed with which environment."""
+def given_away(command: Sequence[str], trace: Path, **options: Any) -> str:
+    """Return what a command and its children wrote, and executed with which environment, as strace saw it."""
     calls = "write,pwrite64,writev,pwritev,pwritev2,sendto,sendmsg,sendmmsg,execve,execveat"
-    strace = ["strace", "-f", "-y", "-v", "-s", str(WHOLE_BYTES), "-e", f"trace={calls}", "-o", str(trace)]
-    subprocess.run([*strace, *command], check=True, capture_output=True, **options)
-    return trace.read_text(encoding="utf-8", errors="replace")
+    return traced(command, calls, trace, longest=WHOLE_BYTES, **options)
 
 
 def calls_with(trace: str, secret: bytes) -> tuple[list[str], list[str]]:
@@ -115,15 +113,14 @@ def calls_with(trace: str, secret: bytes) -> tuple[list[str], list[str]]:
 @pytest.fixture
 def strace(unavailable: Callable[[str], NoReturn]) -> None:
     """Make sure that there is one."""
-    if shutil.which("strace") is None:
-        unavailable("strace is not installed")
+    require_strace(unavailable)
 
 
 @pytest.mark.usefixtures("strace")
 def test_a_file_key_goes_to_pipes_and_nowhere_else(site: Site) -> None:
     site.configure(log_level="DEBUG", log_file=str(site.root / "df_archive.log"))
     site.complete(site.make_run(size=1000))
-    trace = traced(site.once(), site.root / "trace", env=site.environment)
+    trace = given_away(site.once(), site.root / "trace", env=site.environment)
     to_gpg, elsewhere = calls_with(trace, unwrapped(site, "run_001"))
     assert len(to_gpg) == 3, "the trace shows it on its way to gpg: to encrypt, to validate, and to be wrapped"
     assert elsewhere == []
@@ -142,7 +139,7 @@ def test_the_trace_would_see_a_key_in_a_file_for_a_moment_and_in_what_is_execute
     command: str, call: str, tmp_path: Path
 ) -> None:
     key = b"a" * 64
-    trace = traced(["sh", "-c", command], tmp_path / "trace", input=key + b"\n", cwd=tmp_path)
+    trace = given_away(["sh", "-c", command], tmp_path / "trace", input=key + b"\n", cwd=tmp_path)
     _, elsewhere = calls_with(trace, key)
     assert elsewhere
     assert all(f" {call}(" in line for line in elsewhere)
@@ -151,7 +148,7 @@ def test_the_trace_would_see_a_key_in_a_file_for_a_moment_and_in_what_is_execute
 @pytest.mark.usefixtures("strace")
 def test_the_trace_takes_a_pipe_for_a_pipe(tmp_path: Path) -> None:
     key = b"a" * 64
-    trace = traced(["sh", "-c", 'read key; echo "$key" | wc -c'], tmp_path / "trace", input=key + b"\n")
+    trace = given_away(["sh", "-c", 'read key; echo "$key" | wc -c'], tmp_path / "trace", input=key + b"\n")
     to_a_pipe, elsewhere = calls_with(trace, key)
     assert (len(to_a_pipe), elsewhere) == (1, [])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from databases import (
 )
 from facility import PATIENCE_SECONDS, never_stop, wait_until
 from host import require_root
+from tracing import require_strace, traced
 
 from watcher.errors import ConfigError, StatusDBUnavailable
 from watcher.model import Status
@@ -424,21 +424,19 @@ def test_a_waiting_reader_keeps_nobody_from_writing_or_closing(file: SQLiteFile)
 def test_what_was_answered_is_written_through_to_the_disk(
     file: SQLiteFile, unavailable: Callable[[str], NoReturn]
 ) -> None:
-    if not shutil.which("strace"):
-        unavailable("there is no 'strace' to see what is written through")
+    require_strace(unavailable)
     with closing(sqlite3.connect(file.path)) as connection:
         assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
-    trace = file.path.with_name("trace")
     code = "import sys; from pathlib import Path; from databases import SQLiteFile, new_document; " \
         "SQLiteFile(Path(sys.argv[1])).open().put(new_document('run_001'))"  # fmt: skip
-    strace = ["strace", "-f", "-y", "-e", "trace=fdatasync,fsync", "-o", str(trace)]
-    subprocess.run(
-        [*strace, sys.executable, "-c", code, str(file.path)],
+    synced = traced(
+        [sys.executable, "-c", code, str(file.path)],
+        "fdatasync,fsync",
+        file.path.with_name("trace"),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=True,
         timeout=PATIENCE_SECONDS,
     )
-    assert f"{file.path}-wal>" in trace.read_text()
+    assert f"{file.path}-wal>) = 0" in synced
 
 
 def read_as_nobody(path: str) -> str:
