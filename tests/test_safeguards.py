@@ -75,7 +75,7 @@ SAFEGUARDS = {
         "service.py",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        "test_service.py::test_a_second_daemon_of_the_same_worker_id_refuses_to_start",
+        "test_service.py::test_the_lock_is_free_again_when_its_holder_has_ended",
     ),
     "what is not adopted is removed: the run's fence": Safeguard(
         "worker.py",
