@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
@@ -23,6 +24,9 @@ from watcher.statusdb import Changes, FeedLost, StatusDB, path_of
 
 BATCH = 1000
 """Sightings registered in one request, when so many wait."""
+
+REQUESTS_AT_ONCE = 2
+"""The database answers one while the last answer is dealt with, and the next thousand sightings are collected."""
 
 RETRY_SECONDS = 5.0
 """Between tries to register while the database is away."""
@@ -106,19 +110,20 @@ class Intake:
         `tend` is called after each sighting. Raises StatusDBUnavailable; then all of it may be done again.
         """
         seen, ready = 0, list[Run]()
-        with ThreadPoolExecutor(1, "register") as beside:  # the database answers while the next batch is collected
-            asked: Future[None] | None = None
+        asked: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE, "register") as beside:
             for sighting in sightings:
                 seen += 1
                 if self._is_news(sighting, noticed) and self._is_acceptable(sighting):
                     ready.append(sighting.run)
                 if len(ready) == BATCH:
-                    if asked:
-                        asked.result()
-                    asked, ready = beside.submit(self._register, ready, noticed), []
+                    if len(asked) == REQUESTS_AT_ONCE:
+                        asked.popleft().result()
+                    asked.append(beside.submit(self._register, ready, noticed))
+                    ready = []
                 tend()
-            if asked:
-                asked.result()
+            for batch in asked:
+                batch.result()
         self._register(ready, noticed)
         return seen
 

@@ -37,6 +37,9 @@ BATCH = 1000
 CREATED = 201
 UNAUTHORIZED = 401
 
+PIECE_BYTES = 1 << 20
+"""An answer is read in pieces of up to so much. After each piece, Python may let another thread go first."""
+
 CHANGES_LIMIT = 1000
 """Changes taken in one answer; the rest comes with the next."""
 
@@ -229,9 +232,10 @@ class CouchDBStore:
             response, _ = where.request(
                 method, path or None, params=params, data=data, stream=True, verify=self._login.ca_file or True
             )
+            content = b"".join(response.iter_content(PIECE_BYTES))
             try:
-                return response.status_code, response.json()
-            except requests.JSONDecodeError as error:
+                return response.status_code, json.loads(content)
+            except ValueError as error:
                 raise StatusDBUnavailable(
                     f"'{self._login.url}' answers {method} '{path}' with {response.status_code} and no JSON"
                 ) from error
