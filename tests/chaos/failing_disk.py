@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 READY_SECONDS = 20.0
 
 SERVER = """
-import errno, os, sys
+import os, sys
 import mfusepy
 
 real, mountpoint, log, orders = sys.argv[1:]
@@ -25,8 +26,8 @@ class Disk(mfusepy.Operations):
 
     def _do(self, operation, path):
         with open(log, "a") as file: file.write(f"{operation} {os.path.basename(path) or '/'}\\n")
-        with open(orders) as file: orders_now = file.read().split()
-        if operation in orders_now: raise mfusepy.FuseOSError(errno.EIO)
+        with open(orders) as file: code, *failing = file.read().split() or ["0"]
+        if operation in failing: raise mfusepy.FuseOSError(int(code))
 
     def getattr(self, path, fh=None):
         try: status = os.lstat(self._at(path))
@@ -68,16 +69,16 @@ class Unavailable(Exception):
 
 
 class Disk:
-    """The mounted directory `path`; `fail` says which operations fail with EIO, `log` what was done so far."""
+    """The mounted directory `path`; `fail` says which operations fail, `log` what was done so far."""
 
     def __init__(self, path: Path, log: Path, orders: Path) -> None:
         self.path = path
         self._log = log
         self._orders = orders
 
-    def fail(self, *operations: str) -> None:
+    def fail(self, *operations: str, code: int = errno.EIO) -> None:
         """Let these operations (create, read, write, fsync, fsyncdir, link, unlink) fail from now on, and no others."""
-        self._orders.write_text(" ".join(operations), encoding="ascii")
+        self._orders.write_text(" ".join([str(code), *operations]), encoding="ascii")
 
     def log(self) -> list[str]:
         """Return what was done, as `operation name`, in order."""

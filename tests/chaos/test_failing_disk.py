@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -54,6 +55,39 @@ def test_an_error_while_staging_removes_the_partial_file_and_costs_no_attempt(
     assert_same_tree(run.path, site.restore(run.name))
 
 
+def test_what_cannot_be_removed_is_left_for_the_next_claim_and_costs_no_attempt(site: Site, disk: Mounting) -> None:
+    archives = disk(site.archives)
+    bench = Bench.of(site)
+    run = bench.ready_run()
+    failing = bench.with_shelf(
+        "staged_archive", lambda: archives.fail("write", "unlink", "rename")
+    )  # libfuse renames an open file
+    assert failing.work(run) is Outcome.RELEASED
+    assert bench.document(run)["failure_count"] == 0
+    assert len(site.debris()) == 1
+    archives.fail()
+    bench.now.advance(61)
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert site.debris() == []
+    assert_same_tree(run.path, site.restore(run.name))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_hard_links_takes_archives_and_no_file_there_is_overwritten(
+    site: Site, disk: Mounting, code: int
+) -> None:
+    disk(site.archives).fail("link", code=code)
+    bench = Bench.of(site)
+    run, hindered = bench.ready_run(), bench.ready_run("run_002")
+    foreign = site.archives / "run_002.tar.gpg"
+    assert bench.with_shelf("publish", lambda: foreign.write_text("foreign")).work(hindered) is Outcome.FAILED
+    assert foreign.read_text() == "foreign"
+    assert bench.document(hindered)["last_error"]["kind"] == "PublishFailed"
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert_same_tree(run.path, site.restore(run.name))
+    assert all("run_002" in path.name for path in site.debris()), "finished, and waiting for people"
+
+
 @pytest.mark.parametrize("operation", ["create", "write", "fsync"])
 def test_an_error_of_the_keys_disk_is_waited_for(site: Site, disk: Mounting, operation: str) -> None:
     keys = disk(site.keys)
@@ -73,7 +107,7 @@ def test_an_error_of_the_keys_disk_is_waited_for(site: Site, disk: Mounting, ope
     assert_same_tree(run.path, site.restore(run.name))
 
 
-@pytest.mark.parametrize("operation", ["link", "fsyncdir"])
+@pytest.mark.parametrize("operation", ["link", "fsyncdir", "unlink"])
 def test_an_error_at_publication_is_waited_for_and_nothing_is_recorded_before(
     site: Site, disk: Mounting, operation: str
 ) -> None:
