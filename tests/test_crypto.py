@@ -742,7 +742,23 @@ def test_gpg_killed_while_it_wraps_is_a_wrap_failure_or_the_jobs_reason(gnupg: P
         crypto.wrap(FileKey.generate(), found, gnupg, job)
 
 
-# A gpg that hangs
+# A keyring that another process has locked; a gpg that hangs
+
+
+def test_a_keyring_that_another_process_has_locked_is_read_all_the_same(keys: Path, job: Job) -> None:
+    make_key(keys, "ops@example.org")  # gpg would check its trust database now: with a lock
+    for locked in ("pubring.kbx", "trustdb.gpg"):
+        (keys / f"{locked}.lock").write_text(f"{os.getpid():10}\n{os.uname().nodename}\n")
+    waiting = subprocess.Popen(["gpg", "--homedir", str(keys), "--batch", "--list-keys"], stderr=subprocess.PIPE)
+    assert waiting.stderr is not None
+    assert any(b"waiting for lock" in line for line in waiting.stderr)
+    waiting.kill()
+    waiting.communicate()
+    key = FileKey.generate()
+    found = crypto.find_recipient("ops@example.org", keys, job)
+    wrapped = crypto.wrap(key, found, keys, job)
+    assert gpg(keys, "--decrypt", data=wrapped).strip() == key.reveal().encode()
+
 
 
 @pytest.mark.parametrize("operation", ["--list-keys", "--encrypt"])

@@ -44,8 +44,9 @@ FEED_SECONDS = 5.0
 
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
-_OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings")
-"""A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8."""
+_OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings", "--no-auto-check-trustdb")
+"""A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8; and gpg
+must not bring its trust database up to date, for which it would wait as long as another process locks that."""
 
 _FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512")
 """No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice."""
