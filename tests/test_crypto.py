@@ -760,7 +760,6 @@ def test_a_keyring_that_another_process_has_locked_is_read_all_the_same(keys: Pa
     assert gpg(keys, "--decrypt", data=wrapped).strip() == key.reveal().encode()
 
 
-
 @pytest.mark.parametrize("operation", ["--list-keys", "--encrypt"])
 @pytest.mark.parametrize("with_job", [True, False], ids=["of a job", "of none"])
 def test_gpg_that_hangs_over_the_keyring_is_ended_and_that_is_not_the_runs_fault(

@@ -207,9 +207,9 @@ def test_a_rescan_registers_a_new_run_while_another_is_being_archived(
 DAY = 86400
 
 
-def stage(site: Site, token: str, age_seconds: float) -> Path:
+def stage(site: Site, token: str, age_seconds: float, what: str = "tar.gpg") -> Path:
     """Leave a staged file of this token there that nobody has written for so long."""
-    path = site.archives / f".run_001.{token}.tar.gpg.partial"
+    path = site.archives / f".run_001.{token}.{what}.partial"
     path.write_bytes(b"partial")
     then = time.time() - age_seconds
     os.utime(path, (then, then))
@@ -241,6 +241,18 @@ def test_old_files_of_a_claim_that_a_document_names_are_kept(site: Site, place: 
     site.store().put({"_id": "run_001", "status": status, "created_at": at, "updated_at": at, **contract, **fields})
     site.start().wait_ready()
     assert kept.exists()
+
+
+def test_an_old_finished_archive_of_a_run_that_is_not_archived_is_kept_whatever_its_token(site: Site) -> None:
+    token = "d" * 32
+    archive, manifest = stage(site, token, DAY + 60), stage(site, token, DAY + 60, "manifest")
+    other = stage(site, "e" * 32, DAY + 60)
+    statusdb = site.statusdb()
+    statusdb.register([Run(site.sequencing / "sequencer_elsewhere" / "run_001")])
+    site.start().wait_ready()
+    assert archive.exists()
+    assert manifest.exists()
+    assert not other.exists()
 
 
 # systemd

@@ -115,6 +115,10 @@ class Shelf:
         """Say whether the claim `token` has staged a whole archive: one that may be adopted. Raises NoSpace."""
         return any(self.manifests(run_name, (token,)))
 
+    def has_manifest(self, run_name: str, token: str) -> bool:
+        """Say whether the claim `token` has left a manifest for the run, whole or not."""
+        return os.path.lexists(self._staged_manifest(run_name, token))
+
     def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
         """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole.
 

@@ -25,7 +25,8 @@ from types import FrameType
 from urllib.parse import quote
 
 from watcher import model
-from watcher.archive import Shelf, remove
+from watcher.archive import Shelf
+from watcher.debris import Sweeper
 from watcher.dispatcher import Dispatcher
 from watcher.errors import ConfigError, Interrupted, NotTheRunsFault, StatusDBRefused, StatusDBUnavailable
 from watcher.intake import Feed, Intake, Noticed
@@ -42,9 +43,6 @@ TICK_SECONDS = 2.0
 
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
-
-SWEEP_SECONDS = 86400.0
-"""Staged files of a token that the database does not know are debris when nobody wrote them for a day."""
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +127,6 @@ class Service:
     ) -> None:
         self._settings = settings
         self._statusdb = statusdb
-        self._shelf = shelf
         self._worker = worker
         self._leases = leases
         self._metrics = metrics
@@ -143,9 +140,9 @@ class Service:
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
         self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
         self._feed = Feed(statusdb, self._changed, self._missed)
+        self._sweeper = Sweeper(statusdb, shelf)
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
-        self._swept_at = float("-inf")
         self._fed_at = float("-inf")
         self._threads: list[threading.Thread] = []
 
@@ -236,7 +233,7 @@ class Service:
         started = time.monotonic()
         self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
-            self._sweep_debris()
+            self._sweeper.sweep()
             seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)
             for document in self._statusdb.pending():
                 self._offer(document)
@@ -248,23 +245,6 @@ class Service:
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
         return True
-
-    def _sweep_debris(self) -> None:
-        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
-            return
-        staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
-        live = self._live_tokens() if staged else set()
-        for path, token in staged:
-            if token not in live and _seconds_unchanged(path) > SWEEP_SECONDS:
-                logger.info("removing debris '%s'", path)
-                remove(path)
-        self._swept_at = time.monotonic()
-
-    def _live_tokens(self) -> set[str]:
-        # One of them twice: a run that changes hands between two questions must not be missed.
-        statuses = (Status.PROCESSING, Status.PENDING, Status.FAILED, Status.PROCESSING)
-        documents = [document for status in statuses for document in self._statusdb.with_status(status)]
-        return {token for document in documents for token in model.live_tokens(document)}
 
     def _keep_leases(self) -> None:
         while not self._abort.wait(self._leases.pause_seconds):
@@ -424,13 +404,6 @@ def _guarded(target: Callable[[], None]) -> Callable[[], None]:
             logger.exception("a thread has died of a bug")
 
     return run
-
-
-def _seconds_unchanged(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0  # somebody else was quicker to remove it
 
 
 def _percent(progress: model.Progress) -> str:

@@ -1,0 +1,62 @@
+"""Debris: staged files that no claim wants any more, found once a day.
+
+What a dead attempt has left is removed by whoever claims its run next. This is for what nobody will claim:
+files of runs that were archived on another disk, or whose documents are gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from watcher import model
+from watcher.archive import Shelf, remove
+from watcher.model import Document, Status
+from watcher.statusdb import StatusDB
+
+SWEEP_SECONDS = 86400.0
+"""From one sweep to the next; and nothing is debris that was written within so long."""
+
+logger = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """Removes debris from a shelf."""
+
+    def __init__(self, statusdb: StatusDB, shelf: Shelf) -> None:
+        self._statusdb = statusdb
+        self._shelf = shelf
+        self._swept_at = float("-inf")
+
+    def sweep(self) -> None:
+        """Remove what nobody wants, unless that was done within the last day. Raises NotTheRunsFault."""
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
+        wanted = self._wanted({token for _, token in staged}) if staged else set()
+        for path, token in staged:
+            if token not in wanted and _seconds_unchanged(path) > SWEEP_SECONDS:
+                logger.info("removing debris '%s'", path)
+                remove(path)
+        self._swept_at = time.monotonic()
+
+    def _wanted(self, tokens: set[str]) -> set[str]:
+        """Return those of the tokens that a document names, or whose archive is finished and may be adopted."""
+        documents = self._open_documents()
+        named = {token for document in documents for token in model.live_tokens(document)}
+        return named | {
+            token for token in tokens - named if any(self._shelf.has_manifest(each["_id"], token) for each in documents)
+        }
+
+    def _open_documents(self) -> list[Document]:
+        # One status twice: a run that changes hands between two questions must not be missed.
+        statuses = (Status.PROCESSING, Status.PENDING, Status.FAILED, Status.PROCESSING)
+        return [document for status in statuses for document in self._statusdb.with_status(status)]
+
+
+def _seconds_unchanged(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0  # somebody else was quicker to remove it
