@@ -1,6 +1,7 @@
 """Fixtures that every test may ask for."""
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ ANSWER_SECONDS = 60
 
 IS_SHARED = "TESTS_SHARE_THE_MACHINE"
 """Set where tests are started by a test, which has the lock for them."""
+
+
+def pytest_configure() -> None:
+    """Let Ctrl+C reach what tests start, though a shell that started the tests beside itself ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
+from tracing import require_strace
 
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled
 from watcher.job import MOVING, Job
@@ -322,3 +325,20 @@ def test_children_that_have_ended_leave_no_process_and_no_descriptor_behind(job:
             pids.append(process.pid)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_ctrl_c_does_not_reach_a_child_that_has_no_group_of_its_own_yet(unavailable: Callable[[str], NoReturn]) -> None:
+    require_strace(unavailable)
+    program = "from watcher.job import start_child; print(start_child(['true']).wait())"
+    interrupted = [
+        "strace",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=setpgid:signal=SIGINT",
+        sys.executable,
+        "-c",
+        program,
+    ]
+    assert subprocess.run(interrupted, capture_output=True, check=True).stdout == b"0\n"

@@ -154,10 +154,14 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own. Raises CannotRun."""
+    """Start a process in a group of its own, which Ctrl+C at our terminal does not reach. Raises CannotRun."""
+    # It would until the group is made. The child keeps the mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         return subprocess.Popen(command, process_group=0, **options)
     except OSError as error:
         raise CannotRun(
             f"cannot run '{command[0]}': {error.strerror or error}; is it installed, and on the PATH?"
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
