@@ -39,6 +39,7 @@ Where the code left the design it was built to, and why:
 - `tar` is a room beside `archive`: the stream of a run, and the files that it ends in, are two jobs.
 - `inotify` and `observer` are rooms of their own beside `sentinels`: watches, what events lead to, and what
   a sentinel says are three jobs.
+- `debris` is a room beside the worker: what no claim will ever remove is found once a day.
 - `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
   runs to free threads.
 - A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.
