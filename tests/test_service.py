@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -114,6 +115,19 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(
     assert (found["status"], found["failure_count"]) == ("pending", 0)
     assert "not_before" not in found
     assert site.debris() == []
+
+
+def test_signals_are_heard_whichever_thread_they_come_to(site: Site, gate: Gate) -> None:
+    """Python's own handlers wait for the main thread, and that waits for the run."""
+    site.complete(site.make_run())
+    daemon = site.start("once", PATH=gate.path)
+    wait_until(site.debris, "the archive is begun")
+    other = min(set(map(int, os.listdir(f"/proc/{daemon.pid}/task"))) - {daemon.pid})
+    tgkill = ctypes.CDLL(None).tgkill
+    assert tgkill(daemon.pid, other, signal.SIGTERM) == 0
+    daemon.wait_for_log("finishing what runs")
+    assert tgkill(daemon.pid, other, signal.SIGTERM) == 0
+    assert daemon.wait() == 143
 
 
 def test_a_second_signal_when_all_is_done_does_not_kill(site: Site) -> None:

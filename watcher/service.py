@@ -41,6 +41,9 @@ from watcher.worker import Outcome, Worker, growing_pauses
 TICK_SECONDS = 2.0
 """How often the main thread looks at the threads' health and at stalled jobs."""
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The first of these lets the running runs finish, the second cancels them."""
+
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
 
@@ -135,7 +138,6 @@ class Service:
         self._stopping = threading.Event()
         self._exit_code = 0
         self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._dispatcher = Dispatcher(self._work, settings.jobs)
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
         self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
@@ -330,23 +332,25 @@ class Service:
     # Beginning and end
 
     def _listen_to_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        threading.Thread(target=self._obey, name="signals", daemon=True).start()
+        # Python calls a handler when the main thread comes to it, and that may wait for a run to finish. What is
+        # written to the wakeup descriptor comes at once.
+        listening, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told)
+        for number in ENDING:
+            signal.signal(number, _noted)
+        signals = (byte[0] for byte in iter(lambda: os.read(listening, 1), b"") if byte[0] in ENDING)
+        threading.Thread(target=self._obey, args=(signals,), name="signals", daemon=True).start()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # SimpleQueue.put may interrupt itself; an Event's lock may not.
-        self._signals.put(number)
-
-    def _obey(self) -> None:
-        first = self._signals.get()
+    def _obey(self, signals: Iterator[int]) -> None:
+        first = next(signals)
         self._dispatcher.close()
         self._worker.close()
         self._stopping.set()
         logger.info("%s: taking nothing new, finishing what runs; once more cancels it", signal.Signals(first).name)
         self._notifier.send("STOPPING=1", "STATUS=finishing the runs in progress")
         self._inbox.put("")
-        second = signal.Signals(self._signals.get())
+        second = signal.Signals(next(signals))
         logger.warning("%s again: cancelling", second.name)
         self._exit_code = 128 + second
         self._worker.cancel(Interrupted(f"cancelled by {second.name}"))
@@ -390,10 +394,14 @@ class Service:
         self._dispatcher.shutdown()
         self._abort.set()
         self._statusdb.close()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             # Nothing is left to cancel. Python would hand our handlers back to the system while it ends.
             signal.signal(number, signal.SIG_IGN)
         logger.info("ended; %s", self._counted())
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Keep a signal from doing what it does by default."""
 
 
 def _guarded(target: Callable[[], None]) -> Callable[[], None]:
