@@ -788,6 +788,24 @@ def test_dropping_one_claims_files_leaves_those_of_another(shelf: Shelf) -> None
 # on the disk, in this order
 
 
+def test_names_that_another_has_given_are_on_the_disk_before_the_staged_ones_go(
+    shelf: Shelf, unavailable: Callable[[str], NoReturn]
+) -> None:
+    """So that no power cut takes both of a file's names."""
+    require_strace(unavailable)
+    stage(shelf, "run_001", TOKEN)
+    os.link(shelf.staged_key("run_001", TOKEN), shelf.final_key("run_001"))
+    program = "import sys, pathlib, watcher.archive; "
+    program += "watcher.archive.Shelf(*map(pathlib.Path, sys.argv[1:3])).drop('run_001', sys.argv[3])"
+    command = [sys.executable, "-c", program, str(shelf.destination), str(shelf.keys), TOKEN]
+    done = traced(command, "fsync,unlink,unlinkat", shelf.keys.parent / "trace", longest=255, cwd=shelf.keys)
+    first_gone = re.search(r"unlink(at)?\(.*partial", done)
+    assert first_gone
+    for directory in (shelf.destination, shelf.keys):
+        assert re.search(rf"fsync\(\d+<{re.escape(str(directory))}>\) += 0", done[: first_gone.start()])
+    assert shelf.former("run_001") == ()
+
+
 def test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record(
     site: Site, unavailable: Callable[[str], NoReturn]
 ) -> None:

@@ -165,7 +165,7 @@ def test_no_log_line_at_debug_has_the_file_key(
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("watcher").debug("control: %s", "a line is seen")
         stored = encrypted(CONTENT, key, job, gnupg)
-        crypto.validate(io.BytesIO(stored), key, job, gnupg)
+        crypto.validate(io.BytesIO(stored).read, key, job, gnupg)
         wrapped = crypto.wrap(key, crypto.find_recipient(recipient, gnupg), gnupg)
         crypto.unwrap(wrapped, gnupg)
     assert "a line is seen" in caplog.text
@@ -194,7 +194,7 @@ def test_the_file_key_is_in_no_command_line_and_no_environment_of_gpg(job: Job, 
 def test_what_was_encrypted_validates_to_the_digests_of_both_streams(job: Job, home: Path) -> None:
     key = FileKey.generate()
     stored = encrypted(CONTENT, key, job, home)
-    file, plain = crypto.validate(io.BytesIO(stored), key, job, home)
+    file, plain = crypto.validate(io.BytesIO(stored).read, key, job, home)
     assert plain == Digest(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     assert file == Digest(len(stored), hashlib.sha256(stored).hexdigest())
 
@@ -203,7 +203,7 @@ def test_what_was_encrypted_validates_to_the_digests_of_both_streams(job: Job, h
 def test_small_and_empty_streams_round_trip(content: bytes, job: Job, home: Path) -> None:
     key = FileKey.generate()
     out = io.BytesIO()
-    crypto.decrypt(io.BytesIO(encrypted(content, key, job, home)), key, out.write, job, home)
+    crypto.decrypt(io.BytesIO(encrypted(content, key, job, home)).read, key, out.write, job, home)
     assert out.getvalue() == content
 
 
@@ -234,7 +234,7 @@ def test_a_truncated_archive_fails_validation(cut: int, job: Job, home: Path) ->
     key = FileKey.generate()
     stored = encrypted(CONTENT, key, job, home)
     with pytest.raises(ValidateFailed):
-        crypto.validate(io.BytesIO(stored[:-cut]), key, job, home)
+        crypto.validate(io.BytesIO(stored[:-cut]).read, key, job, home)
 
 
 @pytest.mark.parametrize("place", [0, 5, 30, 1_000_000, -1], ids=["header", "packet", "session", "middle", "last byte"])
@@ -243,7 +243,7 @@ def test_one_flipped_bit_fails_validation(place: int, job: Job, home: Path) -> N
     stored = bytearray(encrypted(CONTENT, key, job, home))
     stored[place] ^= 1
     try:
-        _, plain = crypto.validate(io.BytesIO(bytes(stored)), key, job, home)
+        _, plain = crypto.validate(io.BytesIO(bytes(stored)).read, key, job, home)
     except ValidateFailed:
         return
     # A bit that gpg does not need, such as one of a version number, may be flipped; then the content is whole.
@@ -254,17 +254,17 @@ def test_one_flipped_bit_fails_validation(place: int, job: Job, home: Path) -> N
 def test_another_key_does_not_validate(job: Job, home: Path) -> None:
     stored = encrypted(CONTENT, FileKey.generate(), job, home)
     with pytest.raises(ValidateFailed, match="Bad session key"):
-        crypto.validate(io.BytesIO(stored), FileKey.generate(), job, home)
+        crypto.validate(io.BytesIO(stored).read, FileKey.generate(), job, home)
 
 
 def test_an_empty_file_fails_validation(job: Job, home: Path) -> None:
     with pytest.raises(ValidateFailed):
-        crypto.validate(io.BytesIO(b""), FileKey.generate(), job, home)
+        crypto.validate(io.BytesIO(b"").read, FileKey.generate(), job, home)
 
 
 def test_plain_data_fails_validation(job: Job, home: Path) -> None:
     with pytest.raises(ValidateFailed):
-        crypto.validate(io.BytesIO(b"not OpenPGP " * 1000), FileKey.generate(), job, home)
+        crypto.validate(io.BytesIO(b"not OpenPGP " * 1000).read, FileKey.generate(), job, home)
 
 
 # what goes wrong on the way
@@ -302,7 +302,7 @@ def test_gpg_killed_while_it_decrypts_is_a_validate_failure(job: Job, home: Path
             return super().read(1000)
 
     with pytest.raises(ValidateFailed):
-        crypto.validate(Stored(stored.getvalue()), key, job, home)
+        crypto.validate(Stored(stored.getvalue()).read, key, job, home)
     assert children() == []
 
 
@@ -344,7 +344,7 @@ def test_a_reader_that_cannot_take_the_content_ends_the_decryption_with_its_erro
     key = FileKey.generate()
     stored = encrypted(CONTENT, key, job, home)
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        crypto.decrypt(io.BytesIO(stored), key, full.write, job, home)
+        crypto.decrypt(io.BytesIO(stored).read, key, full.write, job, home)
     assert children() == []
 
 
@@ -389,7 +389,7 @@ def test_a_cancelled_validation_raises_the_reason(job: Job, home: Path) -> None:
             return super().read(size)
 
     with pytest.raises(Interrupted, match="stopped by a test"):
-        crypto.validate(Stored(stored), key, job, home)
+        crypto.validate(Stored(stored).read, key, job, home)
     assert children() == []
 
 
@@ -428,7 +428,7 @@ def test_no_child_is_left_after_many_operations(job: Job, gnupg: Path, recipient
     for _ in range(5):
         key = FileKey.generate()
         stored = encrypted(b"x" * 10_000, key, job, gnupg)
-        crypto.validate(io.BytesIO(stored), key, job, gnupg)
+        crypto.validate(io.BytesIO(stored).read, key, job, gnupg)
         crypto.unwrap(crypto.wrap(key, crypto.find_recipient(recipient, gnupg), gnupg), gnupg)
     assert children() == []
     assert job._children == set()
@@ -457,7 +457,7 @@ def peak_kilobytes(home: Path, megabytes: int) -> int:
         with tempfile.TemporaryFile() as stored:
             crypto.encrypt(Zeros(), key, stored.write, job, home)
             stored.seek(0)
-            assert crypto.validate(stored, key, job, home)[1].size == int(sys.argv[2]) << 20
+            assert crypto.validate(stored.read, key, job, home)[1].size == int(sys.argv[2]) << 20
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(home), str(megabytes)]
@@ -540,7 +540,7 @@ def test_the_agent_keeps_no_file_key(job: Job, keys: Path) -> None:
     (keys / "gpg-agent.conf").write_text(f"pinentry-program {pinentry}\n")
     ours, control = keys / "ours.gpg", keys / "control.gpg"
     ours.write_bytes(encrypted(CONTENT, key, job, keys))
-    crypto.validate(io.BytesIO(ours.read_bytes()), key, job, keys)
+    crypto.validate(io.BytesIO(ours.read_bytes()).read, key, job, keys)
     # The control: gpg as a person runs it, whose passphrase the agent keeps.
     gpg(keys, "--output", str(control), "--symmetric", data=b"x")
     pinentry.unlink()

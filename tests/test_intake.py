@@ -308,21 +308,38 @@ def test_following_ends_when_it_is_told_to_though_the_database_stays_away(desk: 
 
 
 def test_what_the_database_tells_is_counted_once_and_only_if_it_is_news(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     desk.event(sighting("ours"))
+    theirs = Run(tmp_path / "theirs")
+    theirs.path.mkdir()
     caplog.clear()
-    for name in ("ours", "theirs", "theirs"):
-        desk.intake.heard({"_id": name, "path": f"/data/sequencing/A/{name}", "status": "pending"})
+    for run in (sighting("ours").run, theirs, theirs):
+        assert desk.intake.is_here(run, "pending")
     assert desk.metrics.counts() == {"noticed_by_event": 1, "noticed_by_database": 1}
-    assert caplog.messages == ["'/data/sequencing/A/theirs' is pending, noticed by database"]
-    desk.rescan(sighting("theirs"))
+    assert caplog.messages == [f"'{theirs.path}' is pending, noticed by database"]
+    desk.rescan(Sighting(theirs, State.READY))
     assert desk.statusdb.get("theirs") is None  # it is known by now, as the database says
 
 
+def test_another_machines_run_is_not_here_and_nothing_to_speak_of(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    desk.event(sighting(sequencer="A"))
+    caplog.clear()
+    assert not desk.intake.is_here(sighting(sequencer="B").run, "pending")
+    assert not desk.intake.is_here(sighting("run_002").run, "stale")
+    assert caplog.messages == []
+    assert "noticed_by_database" not in desk.metrics.counts()
+
+
+def test_a_run_that_was_here_and_has_vanished_is_still_told_of(desk: Desk) -> None:
+    desk.event(sighting())
+    assert desk.intake.is_here(sighting().run, "pending")
+
+
 def test_our_own_registration_is_no_news_even_while_it_is_being_written(desk: Desk) -> None:
-    desk.store.after_insert = lambda name: desk.intake.heard({"_id": name, "path": f"{ROOT}/A/{name}"})
+    desk.store.after_insert = lambda name: desk.intake.is_here(sighting(name).run, "pending")
     desk.event(*many(3))
     assert desk.metrics.counts() == {"noticed_by_event": 3}
 

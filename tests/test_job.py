@@ -238,22 +238,41 @@ def test_a_job_that_moves_nothing_for_the_limit_is_stalled(phase: Phase) -> None
         job.check()
 
 
-def test_a_job_whose_disk_takes_no_byte_is_stopped_at_no_cost() -> None:
+@pytest.mark.parametrize("phase", MOVING)
+def test_a_job_whose_disk_gives_or_takes_no_byte_is_stopped_at_no_cost(phase: Phase) -> None:
     clock = Clock()
     job = Job(RUN, clock=clock)
-    job.enter(Phase.ARCHIVING)
+    job.enter(phase)
     with job.child(SLEEP):
         assert job.on_storage(lambda: looked_for(job, clock, 900), Path("/archives/staged"))()
-    with pytest.raises(NoSpace, match="'/archives/staged' took no byte for 900 s"):
+    with pytest.raises(NoSpace, match="'/archives/staged' gave or took no byte for 900 s"):
         job.check()
 
 
-def test_a_job_without_a_child_has_none_that_hangs() -> None:
+@pytest.mark.parametrize("phase", Phase)
+def test_a_job_without_a_child_has_none_that_hangs_but_not_for_ever(phase: Phase) -> None:
     clock = Clock()
     job = Job(RUN, clock=clock)
-    job.enter(Phase.ARCHIVING)
-    assert not looked_for(job, clock, 2000)
+    job.enter(phase)
+    assert not looked_for(job, clock, 3599)
+    job.lives()
+    assert not looked_for(job, clock, 3599)
+    assert looked_for(job, clock, 1)
+    with pytest.raises(NoSpace, match=f"nothing has moved for 3600 s while {phase}"):
+        job.check()
+
+
+def test_a_cancel_that_was_obeyed_is_forgiven_and_no_other(job: Job) -> None:
+    obeyed = Stalled("gpg hangs")
+    job.cancel(obeyed)
+    job.forgive(GONE)
+    assert job.cancelled.is_set()
+    job.forgive(obeyed)
     job.check()
+    assert not job.cancelled.is_set()
+    job.cancel(GONE)
+    with pytest.raises(Interrupted):
+        job.check()
 
 
 def test_a_job_that_was_suspended_with_its_watcher_is_not_stalled() -> None:

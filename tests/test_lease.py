@@ -177,6 +177,21 @@ def test_a_claim_that_is_anothers_cancels_the_job_and_changes_nothing(bench: Ben
     assert bench.document() == theirs.document
 
 
+def test_a_job_that_was_cancelled_and_does_not_end_is_not_kept_alive_and_its_claim_becomes_stale(bench: Bench) -> None:
+    """Its thread may hang in a disk: whoever has one that answers must get the run."""
+    stale = StaleClaims(LEASE_SECONDS, bench.clock)
+    with bench.keeper.hold(bench.claim(), bench.job):
+        stale.observe([bench.document()])
+        bench.job.cancel(NoSpace("the disk does not answer"))
+        found: list[Document] = []
+        for _ in range(RENEWALS_A_LEASE):
+            bench.clock.advance(bench.keeper.pause_seconds)
+            bench.keeper.renew_all()
+            found = stale.observe([bench.document()])
+        assert found == [bench.document()]
+        bench.taken_over()
+
+
 def test_a_write_for_a_claim_that_is_anothers_tells_its_writer(bench: Bench) -> None:
     lease = bench.lease()
     theirs = bench.taken_over()

@@ -107,6 +107,18 @@ SAFEGUARDS = {
         "        for token",
         "test_archive.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",
     ),
+    "another's final name is on the disk before a staged one goes": Safeguard(
+        "archive.py",
+        "            self.sync()\n        self._remove_staged(run_name, token)",
+        "            pass\n        self._remove_staged(run_name, token)",
+        "test_archive.py::test_names_that_another_has_given_are_on_the_disk_before_the_staged_ones_go",
+    ),
+    "the claim of a worker that hangs becomes stale": Safeguard(
+        "lease.py",
+        "if self._ended or self.job.cancelled.is_set():",
+        "if self._ended:",
+        "test_lease.py::test_a_job_that_was_cancelled_and_does_not_end_is_not_kept_alive_and_its_claim_becomes_stale",
+    ),
     "the key has its name before the archive": Safeguard(
         "archive.py",
         "for staged, final, sha256 in self._moves(run_name, archive):\n            if not _given_name",

@@ -19,6 +19,7 @@ from facility import Daemon, Site, assert_same_tree, wait_until
 from gate import Gate
 from host import limited_command, require_namespace
 from mishap import prefix
+from workbench import Bench, die
 
 from watcher.errors import ConfigError
 from watcher.model import Document, Run
@@ -267,6 +268,21 @@ def test_an_old_finished_archive_of_a_run_that_is_not_archived_is_kept_whatever_
     assert archive.exists()
     assert manifest.exists()
     assert not other.exists()
+
+
+def test_a_finished_archive_whose_document_was_lost_is_adopted_however_old_it_is(site: Site, gate: Gate) -> None:
+    bench = Bench.of(site)
+    run = bench.ready_run()
+    bench.with_store("put", die, nth=2).dies(run)
+    for path in site.root.glob(f"{site.database.name}*"):
+        path.unlink()
+    then = time.time() - DAY - 60
+    for path in site.debris():
+        os.utime(path, (then, then))
+    daemon = site.start(PATH=gate.path).wait_ready()  # the gate stays shut: nothing can be made again
+    site.wait_for("run_001")
+    assert "run_001: adopted the archive" in daemon.log
+    assert_same_tree(run.path, site.restore())
 
 
 # systemd

@@ -18,7 +18,7 @@ import pytest
 from facility import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_until
 from workbench import Action, Bench, always, die, no_pauses
 
-from watcher.errors import ClaimLost, Interrupted, NoSpace, StatusDBUnavailable
+from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
 from watcher.lease import LeaseKeeper
 from watcher.model import Archive, Document, Run
 from watcher.worker import Outcome, Worker, growing_pauses
@@ -307,6 +307,29 @@ def test_a_cancelled_run_is_given_back_at_once_and_costs_nothing(bench: Bench, m
     assert "not_before" not in document
     assert bench.work(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
+
+
+def test_a_stall_is_counted_though_the_database_is_away_when_it_ends(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = bench.ready_run()
+    workers: list[Worker] = []
+    tries: list[int] = []
+
+    def away_after_the_claim() -> None:
+        tries.append(len(tries))
+        if 0 < len(tries) - 1 < 4:
+            raise AWAY
+
+    stalling = replace(bench, make_store=lambda: _EveryPut(bench.make_store(), away_after_the_claim))
+    stalled = Stalled("gpg hangs, says the test")
+    workers.append(stalling.with_shelf("staged_archive", lambda: workers[0].cancel(stalled)).worker())
+    assert workers[0].work(run) is Outcome.FAILED
+    document = bench.document(run)
+    assert (document["failure_count"], document["last_error"]["kind"]) == (1, "Stalled")
+    assert len(tries) > 4
+    assert "a bug" not in caplog.text
+    assert "cannot count the failure yet" in caplog.text
 
 
 # Room

@@ -80,6 +80,10 @@ class Shelf:
         """Return where the wrapped key of this claim waits for its archive."""
         return self.keys / _staging_name(run_name, token, KEY_SUFFIX)
 
+    def staged_manifest(self, run_name: str, token: str) -> Path:
+        """Return the file that says that the archive of this claim is finished."""
+        return self.destination / _staging_name(run_name, token, MANIFEST_SUFFIX)
+
     def stage_key(self, run_name: str, token: str, wrapped: bytes) -> str:
         """Write the wrapped key, mode 0600, to the disk beside its final name; return its SHA-256.
 
@@ -105,7 +109,7 @@ class Shelf:
 
         Raises NoSpace when that fails.
         """
-        manifest = self._staged_manifest(run_name, archive.token)
+        manifest = self.staged_manifest(run_name, archive.token)
         remove(manifest)  # of a try that failed
         with writing(manifest, 0o600) as file:
             file.write(json.dumps(archive.to_document()).encode())
@@ -115,17 +119,13 @@ class Shelf:
         """Say whether the claim `token` has staged a whole archive: one that may be adopted. Raises NoSpace."""
         return any(self.manifests(run_name, (token,)))
 
-    def has_manifest(self, run_name: str, token: str) -> bool:
-        """Say whether the claim `token` has left a manifest for the run, whole or not."""
-        return os.path.lexists(self._staged_manifest(run_name, token))
-
     def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
         """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole.
 
         Raises NoSpace when there is one that cannot be read: what it speaks of must not be thrown away.
         """
         for token in tokens:
-            words = _content(self._staged_manifest(run_name, token))
+            words = _content(self.staged_manifest(run_name, token))
             try:
                 yield Archive.from_document(json.loads(words))
             except (ValueError, TypeError, AttributeError):
@@ -178,12 +178,9 @@ class Shelf:
             (self.staged_archive(run_name, token), self.final_archive(run_name), archive.sha256),
         )
 
-    def _staged_manifest(self, run_name: str, token: str) -> Path:
-        return self.destination / _staging_name(run_name, token, MANIFEST_SUFFIX)
-
     def _all_staged(self, run_name: str, token: str) -> tuple[Path, ...]:
         # The manifest first: it must not speak of files that are gone.
-        manifest = self._staged_manifest(run_name, token)
+        manifest = self.staged_manifest(run_name, token)
         return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
 
     def former(self, run_name: str) -> tuple[str, ...]:

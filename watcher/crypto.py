@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parseaddr
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import gnupg
 
@@ -164,25 +164,29 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
         raise EncryptFailed(f"gpg could not encrypt: {_words(result)}")
 
 
-def validate(stored: IO[bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Digest]:
-    """Decrypt a stored archive; return the digest of the file and of what was in it.
+def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Digest]:
+    """Decrypt the stored archive that `read` gives; return the digest of the file and of what was in it.
 
     Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled.
     """
     plain = _Hash()
-    file = decrypt(stored, key, plain.update, job, home)
+    file = decrypt(read, key, plain.update, job, home)
     return file, plain.digest
 
 
 def decrypt(
-    stored: IO[bytes], key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None
+    read: Callable[[int], bytes],
+    key: FileKey,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None = None,
 ) -> Digest:
-    """Decrypt a stored archive into `write`; return the digest of the file as it was read.
+    """Decrypt the stored archive that `read` gives into `write`; return the digest of the file as it was read.
 
     Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled, and what
-    `write` raised.
+    `read` or `write` raised.
     """
-    reader = DigestReader(stored, job)
+    reader = DigestReader(read, job)
 
     def run(gpg: _GPG, feed: _Feed) -> Any:
         return gpg.decrypt_file(feed, passphrase=key.reveal())
@@ -401,14 +405,14 @@ class _Feed:
 class DigestReader:
     """A file that hashes what is read from it and tells the job of it."""
 
-    def __init__(self, source: Source | IO[bytes], job: Job) -> None:
-        self._source = source
+    def __init__(self, read: Callable[[int], bytes], job: Job) -> None:
+        self._read = read
         self._job = job
         self._hash = _Hash()
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes. Raises the job's reason once it is cancelled."""
-        data = self._source.read(size)
+        data = self._read(size)
         self._hash.update(data)
         self._job.moved(len(data))
         return data

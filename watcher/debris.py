@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from watcher import model
-from watcher.archive import Shelf, remove
+from watcher.archive import MANIFEST_SUFFIX, PARTIAL_SUFFIX, Shelf, remove
 from watcher.model import Document, Status
 from watcher.statusdb import StatusDB
 
@@ -34,19 +34,22 @@ class Sweeper:
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:
             return
         staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
-        wanted = self._wanted({token for _, token in staged}) if staged else set()
-        for path, token in staged:
-            if token not in wanted and _seconds_unchanged(path) > SWEEP_SECONDS:
+        if old := [(path, token) for path, token in staged if _seconds_unchanged(path) > SWEEP_SECONDS]:
+            wanted = self._wanted(staged)
+            for path in (path for path, token in old if token not in wanted):
                 logger.info("removing debris '%s'", path)
                 remove(path)
         self._swept_at = time.monotonic()
 
-    def _wanted(self, tokens: set[str]) -> set[str]:
+    def _wanted(self, staged: list[tuple[Path, str]]) -> set[str]:
         """Return those of the tokens that a document names, or whose archive is finished and may be adopted."""
         documents = self._open_documents()
         named = {token for document in documents for token in model.live_tokens(document)}
+        manifests = [(path, token) for path, token in staged if path.name.endswith(MANIFEST_SUFFIX + PARTIAL_SUFFIX)]
         return named | {
-            token for token in tokens - named if any(self._shelf.has_manifest(each["_id"], token) for each in documents)
+            token
+            for path, token in manifests
+            if any(path == self._shelf.staged_manifest(document["_id"], token) for document in documents)
         }
 
     def _open_documents(self) -> list[Document]:

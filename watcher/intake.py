@@ -143,14 +143,19 @@ class Intake:
         else:
             self.take([sighting], Noticed.EVENT)
 
-    def heard(self, document: Document) -> None:
-        """Note a pending run that the database told of; one that this process did not know is logged."""
-        name = document["_id"]
-        if name in self._known or name in self._asking:
-            return
-        self._known[name] = str(path_of(document))
+    def is_here(self, run: Run, what: str) -> bool:
+        """Say whether a run that the database told of is here, or was; log `what` it is if that is news.
+
+        What is not here is another machine's, and nothing to speak of.
+        """
+        if self._known.get(run.name) == str(run.path) or run.name in self._asking:
+            return True
+        if not os.path.isdir(run.path):  # noqa: PTH112  # Path's own may raise
+            return False
+        self._known[run.name] = str(run.path)
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
-        logger.info("'%s' is pending, noticed by %s", path_of(document), Noticed.DATABASE, extra={"run": name})
+        logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra={"run": run.name})
+        return True
 
     def forget(self, name: str) -> None:
         """Note that a run's document was deleted: the next rescan registers it again."""
@@ -162,11 +167,13 @@ class Intake:
 
     def _register(self, runs: list[Run], noticed: Noticed) -> None:
         names = {run.name for run in runs}
+        paths = {str(run.path) for run in runs}
         self._asking |= names  # so that what the database tells of our own writes is not news
         try:
             registration = self._statusdb.register(runs)
             for document in registration.known:
-                self._known[document["_id"]] = document.get("path", "")
+                if document.get("path") in paths:
+                    self._known[document["_id"]] = document["path"]
         finally:
             self._asking -= names
         for run in registration.new:

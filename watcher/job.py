@@ -22,6 +22,10 @@ from watcher.model import Phase, Progress, Run
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
 """The phases in which bytes must move; in the others a job may well wait for something outside."""
 
+UNHURRIED = 4
+"""Times `stall_limit`: how long a job without a child may show no sign of life. What memory still holds of a large file
+may take long to reach the disk."""
+
 LOOK_SECONDS = 30.0
 """Who has not looked at a job for so long was suspended, likely together with it, and counts anew. The service
 looks every two seconds."""
@@ -71,6 +75,10 @@ class Job:
         self._progress = Progress(progress.phase, progress.bytes_done + count, progress.bytes_total)
         self._moved_at = self._clock()
 
+    def lives(self) -> None:
+        """Note that the work goes on, though no byte moves."""
+        self._moved_at = self._clock()
+
     def check(self) -> None:
         """Raise the reason for which this job was cancelled, if it was."""
         if self._reason is not None:
@@ -82,41 +90,51 @@ class Job:
             self._reason = self._reason or reason
             for child in self._children:
                 kill(child)
-        self.cancelled.set()
+            self.cancelled.set()
+
+    def forgive(self, reason: Exception) -> None:
+        """Undo a cancel for `reason`, which was obeyed: how the work has ended is still to be written down."""
+        with self._lock:
+            if self._reason is reason:
+                self._reason = None
+                self.cancelled.clear()
 
     def cancel_if_stalled(self, limit_seconds: float) -> bool:
         """Cancel when no byte has moved for `limit_seconds`, and say whether that was so.
 
-        Without a child there is none that hangs: a large file may take as long as it will to reach the disk.
+        Without a child there is none that hangs, and `UNHURRIED` times as long may pass.
         """
         now, progress = self._clock(), self._progress
         if now - self._looked_at > LOOK_SECONDS:
             self._moved_at = max(self._moved_at, now)
         self._looked_at = now
         still = now - self._moved_at
-        hangs = progress.phase in MOVING and self._children and still >= limit_seconds
-        if not hangs or self.cancelled.is_set():
+        has_child = progress.phase in MOVING and bool(self._children)
+        if still < limit_seconds * (1 if has_child else UNHURRIED) or self.cancelled.is_set():
             return False
-        self.cancel(self._stalled(f"for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s)"))
+        words = f"for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s)"
+        self.cancel(self._stalled(words, has_child))
         return True
 
-    def _stalled(self, words: str) -> WatcherError:
-        storage = self._storage
+    def _stalled(self, words: str, has_child: bool) -> WatcherError:
+        storage, look = self._storage, "look for a disk that does not answer"
         if storage is not None:
-            return NoSpace(f"'{storage}' took no byte {words}: look for a disk that does not answer")
-        return Stalled(f"no byte moved {words}; tar or gpg hangs: look for a disk that does not answer")
+            return NoSpace(f"'{storage}' gave or took no byte {words}: {look}")
+        if has_child:
+            return Stalled(f"no byte moved {words}; tar or gpg hangs: {look}")
+        return NoSpace(f"nothing has moved {words}: {look}")
 
-    def on_storage(self, write: Callable[P, T], path: Path) -> Callable[P, T]:
-        """Return `write`; while it is being called, it is the disk of `path` that holds things up, and not a child."""
+    def on_storage(self, move: Callable[P, T], path: Path) -> Callable[P, T]:
+        """Return `move`; while it is being called, it is the disk of `path` that holds things up, and not a child."""
 
-        def writing(*args: P.args, **kwargs: P.kwargs) -> T:
+        def moving(*args: P.args, **kwargs: P.kwargs) -> T:
             self._storage = path
             try:
-                return write(*args, **kwargs)
+                return move(*args, **kwargs)
             finally:
                 self._storage = None
 
-        return writing
+        return moving
 
     @contextmanager
     def child(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:

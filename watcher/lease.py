@@ -71,9 +71,12 @@ class Lease:
             return self._write(operation, *args, **kwargs)
 
     def renew(self, statusdb: StatusDB) -> None:
-        """Show that we live. Cancels the job when the claim is lost; says so when the database is away."""
+        """Show that we live. Cancels the job when the claim is lost; says so when the database is away.
+
+        A cancelled job is not kept alive: it may hang in a disk that will never answer.
+        """
         with self._lock:
-            if self._ended:
+            if self._ended or self.job.cancelled.is_set():
                 return  # while we waited for the lock, as like as not
             try:
                 self._write(statusdb.renew, self.job.progress)

@@ -106,7 +106,7 @@ def _feed(
         except BrokenPipeError:
             deaf = True  # tar has ended: its exit status and words say more
 
-    file_digest = crypto.decrypt(file, key, write, job, home)
+    file_digest = crypto.decrypt(file.read, key, write, job, home)
     try:
         pipe.close()
     except BrokenPipeError:

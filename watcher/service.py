@@ -175,7 +175,7 @@ class Service:
         self._finish()
         outcomes = self._dispatcher.outcomes()
         logger.info("done: %s", ", ".join(f"{count} {word}" for word, count in outcomes.items()) or "nothing to do")
-        good = outcomes[Outcome.ENCRYPTED] + outcomes[Outcome.NOT_OURS]
+        good = sum(outcomes[outcome] for outcome in (Outcome.ENCRYPTED, Outcome.NOT_OURS, Outcome.NOT_HERE))
         return self._exit_code or (0 if good == outcomes.total() else 1)
 
     # What the threads do
@@ -235,7 +235,6 @@ class Service:
         started = time.monotonic()
         self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
-            self._sweeper.sweep()
             seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)
             for document in self._statusdb.pending():
                 self._offer(document)
@@ -246,6 +245,10 @@ class Service:
             return False
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
+        try:
+            self._sweeper.sweep()  # now that whoever may adopt a finished archive has a document
+        except NotTheRunsFault as error:
+            logger.warning("debris is left until the next rescan: %s", error)
         return True
 
     def _keep_leases(self) -> None:
@@ -284,6 +287,9 @@ class Service:
     # Between the parts
 
     def _work(self, run: Run, stale_rev: str | None) -> Outcome:
+        # Asked in this thread: a disk that hangs may hold up this run, but not who keeps all leases.
+        if not self._intake.is_here(run, "pending" if stale_rev is None else "stale"):
+            return Outcome.NOT_HERE
         outcome = self._worker.work(run, stale_rev)
         if outcome is Outcome.NOT_READY:
             self._intake.lapsed(self._observer.watch_again(run))
@@ -300,7 +306,6 @@ class Service:
         run = self._ours(document)
         if run is None:
             return
-        self._intake.heard(document)
         wait = self._statusdb.seconds_until_due(document)
         if wait > 0:
             self._dispatcher.offer_later(run, wait)
@@ -312,11 +317,10 @@ class Service:
             self._dispatcher.offer(run, document["_rev"])
 
     def _ours(self, document: Document) -> Run | None:
-        """Return the document's run if it lies on this machine, two levels below our sequencing path."""
+        """Return the document's run if its path is two levels below our sequencing path, be it there or not."""
         path = path_of(document)
         on_our_tree = path.parent.parent == self._settings.sequencing_path and path.name == document["_id"]
-        # Path.is_dir would raise where a directory above may not be searched.
-        return Run(path) if on_our_tree and os.path.isdir(path) else None  # noqa: PTH112
+        return Run(path) if on_our_tree else None
 
     def _state(self) -> str:
         running, waiting = self._dispatcher.counts()

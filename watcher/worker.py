@@ -15,7 +15,16 @@ from typing import TypeVar
 
 from watcher import crypto
 from watcher.archive import Shelf, reading, writing
-from watcher.errors import ClaimLost, Interrupted, NoSpace, NotTheRunsFault, RunFailed, RunNotSettled, ValidateFailed
+from watcher.errors import (
+    ClaimLost,
+    Interrupted,
+    NoSpace,
+    NotTheRunsFault,
+    RunFailed,
+    RunNotSettled,
+    ValidateFailed,
+    WatcherError,
+)
 from watcher.job import Job
 from watcher.lease import Lease, LeaseKeeper
 from watcher.model import MAX_RETRY_DELAY_SECONDS, Archive, Claim, Document, EncryptedArchive, Phase, Run
@@ -34,6 +43,7 @@ class Outcome(StrEnum):
     """What became of a run that was offered to a worker."""
 
     ENCRYPTED = "encrypted"
+    NOT_HERE = "not here"
     NOT_OURS = "not ours"
     NOT_READY = "not ready"
     NO_ROOM = "no room"
@@ -111,7 +121,7 @@ class Worker:
             with self._leases.hold(claim, job, asked_at) as lease:
                 return self._attempt(replace(claim, former=former), lease, job)
 
-    def cancel(self, reason: Interrupted) -> None:
+    def cancel(self, reason: WatcherError) -> None:
         """Stop all work for `reason`, without waiting for it to end."""
         with self._lock:
             jobs = list(self._jobs.values())
@@ -144,6 +154,7 @@ class Worker:
             level, trace = (logging.WARNING, None) if isinstance(error, RunFailed) else (logging.ERROR, error)
             logger.log(level, "failed: %s", error, exc_info=trace, extra=_of(job))
             self._tidy(claim, job)
+            job.forgive(error)
             return self._fail(lease, job, error)
 
     def _tidy(self, claim: Claim, job: Job, is_lost: bool = False) -> None:
@@ -197,7 +208,7 @@ class Worker:
             report = tar.report()
         with reading(staged) as stored:
             job.enter(Phase.VALIDATING, os.fstat(stored.fileno()).st_size)
-            digest, plain = crypto.validate(stored, key, job, home)
+            digest, plain = crypto.validate(job.on_storage(stored.read, staged), key, job, home)
         if plain != report.stream:
             raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
         return EncryptedArchive(staged, digest, report)
@@ -243,6 +254,7 @@ class Worker:
     def _wait_out(self, step: Callable[[], T], what: str, job: Job) -> T:
         """Do the step; while it is nobody's fault that it cannot be done, wait and try again, however long."""
         for pause in self._pauses():
+            job.lives()
             try:
                 return step()
             except Interrupted:

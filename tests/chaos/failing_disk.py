@@ -1,4 +1,4 @@
-"""A file system of our own (FUSE) that passes everything on to a directory, logs it, and fails when told to."""
+"""A file system of our own (FUSE) that passes all on to a directory, logs it, and fails or hangs when told to."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from pathlib import Path
 READY_SECONDS = 20.0
 
 SERVER = """
-import os, sys
+import os, sys, time
 import mfusepy
 
 real, mountpoint, log, orders = sys.argv[1:]
+hang, hanging = f"{orders}.hang", f"{orders}.hanging"
+
+def hold_up(operation):
+    try:
+        with open(hang) as file: wanted = file.read()
+        if wanted != operation: return
+        os.rename(hang, hanging)  # one operation hangs, those that come after it do not
+    except FileNotFoundError: return
+    while os.path.exists(hanging): time.sleep(0.02)
 
 class Disk(mfusepy.Operations):
     use_ns = True
@@ -28,15 +37,17 @@ class Disk(mfusepy.Operations):
         with open(log, "a") as file: file.write(f"{operation} {os.path.basename(path) or '/'}\\n")
         with open(orders) as file: code, *failing = file.read().split() or ["0"]
         if operation in failing: raise mfusepy.FuseOSError(int(code))
+        hold_up(operation)
 
     def getattr(self, path, fh=None):
+        hold_up("getattr")
         try: status = os.lstat(self._at(path))
         except OSError as error: raise mfusepy.FuseOSError(error.errno)
         whole = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")
         times = ("st_atime", "st_mtime", "st_ctime")
         return {key: getattr(status, key) for key in whole} | {key: getattr(status, key + "_ns") for key in times}
 
-    def readdir(self, path, fh): return [".", "..", *os.listdir(self._at(path))]
+    def readdir(self, path, fh): self._do("readdir", path); return [".", "..", *os.listdir(self._at(path))]
     def create(self, path, mode, fi=None):
         self._do("create", path)
         try: return os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
@@ -60,7 +71,7 @@ class Disk(mfusepy.Operations):
         keys = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_frsize", "f_namemax")
         return {key: getattr(room, key) for key in keys}
 
-mfusepy.FUSE(Disk(), mountpoint, foreground=True, nothreads=True, attr_timeout=0, entry_timeout=0)
+mfusepy.FUSE(Disk(), mountpoint, foreground=True, nothreads=False, attr_timeout=0, entry_timeout=0)
 """
 
 
@@ -69,7 +80,7 @@ class Unavailable(Exception):
 
 
 class Disk:
-    """The mounted directory `path`; `fail` says which operations fail, `log` what was done so far."""
+    """The mounted directory `path`; `fail` says which operations fail, `hang` which is to hang, `log` what was done."""
 
     def __init__(self, path: Path, log: Path, orders: Path) -> None:
         self.path = path
@@ -77,8 +88,25 @@ class Disk:
         self._orders = orders
 
     def fail(self, *operations: str, code: int = errno.EIO) -> None:
-        """Let these operations (create, read, write, fsync, fsyncdir, link, unlink) fail from now on, and no others."""
+        """Let these operations fail from now on, and no others.
+
+        They are create, read, write, fsync, readdir, fsyncdir, link, unlink, rename.
+        """
         self._orders.write_text(" ".join([str(code), *operations]), encoding="ascii")
+
+    def hang(self, operation: str) -> None:
+        """Let the next one of these operations (those of `fail`, and getattr) hang until `go_on`."""
+        self._orders.with_suffix(".hang").write_text(operation, encoding="ascii")
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the operation that was to hang does."""
+        return self._orders.with_suffix(".hanging").exists()
+
+    def go_on(self) -> None:
+        """Let nothing hang any more."""
+        for suffix in (".hang", ".hanging"):
+            self._orders.with_suffix(suffix).unlink(missing_ok=True)
 
     def log(self) -> list[str]:
         """Return what was done, as `operation name`, in order."""
@@ -86,13 +114,16 @@ class Disk:
 
 
 @contextmanager
-def failing_disk(path: Path, work: Path) -> Iterator[Disk]:
-    """Mount a passing-on file system on `path` while the context lasts. Raises Unavailable."""
+def failing_disk(path: Path, work: Path, real: Path | None = None) -> Iterator[Disk]:
+    """Mount a file system that passes on to `real` (or a new directory) at `path` while the context lasts.
+
+    Raises Unavailable.
+    """
     if not Path("/dev/fuse").exists():
         raise Unavailable("there is no /dev/fuse")
-    real, log, orders = work / "real", work / "operations", work / "orders"
-    path.mkdir(parents=True, exist_ok=True)
-    real.mkdir(parents=True)
+    log, orders, real = work / "operations", work / "orders", real or work / "real"
+    for directory in (path, work, real):
+        directory.mkdir(parents=True, exist_ok=True)
     log.touch()
     orders.touch()
     command = [sys.executable, "-c", SERVER, *map(str, (real, path, log, orders))]
@@ -102,7 +133,7 @@ def failing_disk(path: Path, work: Path) -> Iterator[Disk]:
         yield Disk(path, log, orders)
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True)
-        server.kill()
+        server.kill()  # what still hangs ends with it
         server.wait()
 
 

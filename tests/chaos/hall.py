@@ -70,10 +70,10 @@ class Hall:
         """Return the status database, by a way of the test's own."""
         return self._statusdb
 
-    def start(self, worker_id: str = "worker_1") -> Daemon:
-        """Start a daemon of this worker id (again)."""
+    def start(self, worker_id: str = "worker_1", **options: Any) -> Daemon:
+        """Start a daemon of this worker id (again), with `options` of its own."""
         config = self.site.root / f"{worker_id}.yaml"
-        config.write_text(yaml.safe_dump(self.site.options | {"worker_id": worker_id}), encoding="utf-8")
+        config.write_text(yaml.safe_dump(self.site.options | {"worker_id": worker_id} | options), encoding="utf-8")
         self.starts += 1
         self.daemons[worker_id] = self.site.start(config=config, log=f"{worker_id}.{self.starts}.log")
         return self.daemons[worker_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,18 +36,22 @@ def disk(tmp_path: Path, unavailable: Callable[[str], NoReturn]) -> Iterator[Mou
         yield at
 
 
-@pytest.mark.parametrize("operation", ["create", "write", "fsync", "read"])
+@pytest.mark.parametrize(
+    ("operation", "code"),
+    [(operation, errno.EIO) for operation in ("create", "write", "fsync", "read")]
+    + [(operation, errno.EDQUOT) for operation in ("create", "write", "fsync")],
+)
 def test_an_error_while_staging_removes_the_partial_file_and_costs_no_attempt(
-    site: Site, disk: Mounting, operation: str
+    site: Site, disk: Mounting, operation: str, code: int
 ) -> None:
     archives = disk(site.archives)
     bench = Bench.of(site)
     run = bench.ready_run()
-    failing = bench.with_shelf("staged_archive", lambda: archives.fail(operation))
+    failing = bench.with_shelf("staged_archive", lambda: archives.fail(operation, code=code))
     assert failing.work(run) is Outcome.RELEASED
     document = bench.document(run)
     assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
-    assert "Input/output error" in document["last_error"]["message"]
+    assert os.strerror(code) in document["last_error"]["message"]
     assert site.debris() == []
     assert bench.finals() == {}
     archives.fail()
@@ -155,6 +160,21 @@ def test_nothing_is_announced_before_it_is_on_the_disk_nor_recorded_before_its_n
     for log, name in ((archive_end, "run_001.tar.gpg"), (key_end, "run_001.key.gpg")):
         assert log.index(f"link {name}") < _last(log, "fsyncdir /"), "before the record"
     assert f"unlink {archive}" in archive_end[_last(archive_end, "fsyncdir /") :], "staged names go last"
+
+
+def test_a_destination_that_cannot_be_listed_keeps_no_run_from_being_noticed(site: Site, disk: Mounting) -> None:
+    archives = disk(site.archives)
+    archives.fail("readdir")
+    run = site.complete(site.make_run())
+    daemon = site.start().wait_ready()
+    assert "debris is left until the next rescan: cannot read" in daemon.log
+    assert "run_001: registered" in daemon.log
+    daemon.wait_for_log("run_001: waits: cannot read")
+    archives.fail()
+    assert site.command("once").returncode == 3, "the watcher is there"
+    assert daemon.stop() == 0
+    assert site.command("once").returncode == 0
+    assert_same_tree(run, site.restore())
 
 
 def _last(log: list[str], line: str) -> int:

@@ -1,0 +1,103 @@
+"""A disk that does not answer: whoever waits for it loses the run to one whose disk does, and the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from facility import Site, wait_until
+from failing_disk import Disk, Unavailable, failing_disk
+from gate import Gate
+from hall import Hall
+
+from watcher.model import Document, Run
+
+pytestmark = [pytest.mark.chaos, pytest.mark.root]
+
+Mounting = Callable[[Path, Path], Disk]
+OPERATIONS = ("create", "write", "fsync", "read", "link", "fsyncdir", "unlink")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, unavailable: Callable[[str], NoReturn]) -> Iterator[Mounting]:
+    """Mount a way to a directory that can hang, until the test ends: a client of a file server, so to speak."""
+    with ExitStack() as stack:
+
+        def at(path: Path, real: Path) -> Disk:
+            try:
+                return stack.enter_context(failing_disk(path, tmp_path / f"disk_{path.name}", real))
+            except Unavailable as error:
+                unavailable(str(error))
+
+        yield at
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_worker_that_hangs_in_the_destination_loses_the_run_to_another_and_changes_nothing_when_it_wakes(
+    site: Site, disk: Mounting, gate: Gate, operation: str
+) -> None:
+    archives = disk(site.root / "archives_elsewhere", site.archives)
+    site.environment["PATH"] = gate.path
+    hall = Hall(site, stall_limit=1)
+    sleeper = hall.start("worker_1", destination_path=str(archives.path)).wait_ready()
+    hall.add_run("run_001", size=300_000)
+    site.wait_for("run_001", "processing")
+    archives.hang(operation)
+    gate.open()
+    wait_until(lambda: archives.hangs, f"{operation} hangs")
+    helper = hall.start("worker_2")
+    helper.wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
+    hall.await_encrypted()
+    finals = hall.finals()
+    archives.go_on()
+    sleeper.wait_for_log("run_001: stopped: ")
+    hall.stop_all()
+    assert hall.finals() == finals
+    hall.assert_whole()
+
+
+@pytest.mark.parametrize("is_claimed", [False, True], ids=["pending", "stale"])
+def test_a_sequencer_that_hangs_keeps_no_lease_from_renewal_and_no_other_run_waiting(
+    site: Site, disk: Mounting, gate: Gate, is_claimed: bool
+) -> None:
+    (site.root / "real_B" / "hung").mkdir(parents=True)
+    sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
+    hall = Hall(site, max_concurrent_jobs=3)
+    site.configure(rescan_interval="1 h")
+    hung, failed = Run(sequencer.path / "hung"), Run(site.sequencing / "sequencer_A" / hall.add_run("run_002"))
+    statusdb, store = hall.statusdb(), site.store()
+    statusdb.register([failed])
+    store.put({**document(site, "run_002"), "status": "failed"})
+    site.environment["PATH"] = gate.path
+    hall.start().wait_ready()
+    hall.add_run("run_001")
+    site.wait_for("run_001", "processing")
+    sequencer.hang("getattr")
+    statusdb.register([hung])
+    if is_claimed:
+        assert statusdb.claim(hung, "elsewhere", document(site, "hung"))
+    wait_until(lambda: sequencer.hangs, "the sequencer hangs")
+    revisions: set[str] = set()
+
+    def is_renewed() -> bool:
+        revisions.add(document(site, "run_001")["_rev"])
+        return len(revisions) > 5
+
+    wait_until(is_renewed, "five renewals")
+    statusdb.retry("run_002")  # of which only the database tells
+    site.wait_for("run_002", "processing")
+    gate.open()
+    hall.await_encrypted()
+    sequencer.go_on()
+    hall.stop_all()
+    hall.assert_whole()
+
+
+def document(site: Site, name: str) -> Document:
+    """Return a run's document, which there is."""
+    found = site.document(name)
+    assert found is not None
+    return found
