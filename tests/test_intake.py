@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ class CountingStore(SQLiteStore):
         super().__init__(path, never_stop)
         self.calls: list[str] = []
         self.away = 0
+        self.after_get: Callable[[], None] = lambda: None
         self.after_insert: Callable[[str], None] = lambda name: None
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
         self._count("get_many")
-        return super().get_many(run_ids)
+        found = super().get_many(run_ids)
+        self.after_get()
+        return found
 
     def insert_many(self, documents: Iterable[Document]) -> set[str]:
         self._count("insert_many")
@@ -70,9 +74,11 @@ class Desk:
         self.offered: list[str] = []
         self.handled: list[Path] = []
         self.metrics = Metrics()
-        self.intake = Intake(
-            self.statusdb, lambda one: self.offered.append(one["_id"]), self.handled.append, self.metrics
-        )
+        self.intake = Intake(self.statusdb, self._offer, self.handled.append, self.metrics)
+
+    def _offer(self, document: Document) -> None:
+        self.intake.heard(document)  # as the service does
+        self.offered.append(document["_id"])
 
     def rescan(self, *sightings: Sighting) -> int:
         return self.intake.take(sightings, Noticed.RESCAN)
@@ -191,6 +197,71 @@ def test_a_run_whose_document_is_deleted_is_registered_again_by_the_rescan_after
     desk.intake.forget_all()
     desk.rescan(sighting("one"), sighting("two"))
     assert desk.statusdb.get("two") is not None
+
+
+def forget_one(intake: Intake) -> None:
+    intake.forget("run_00001")
+
+
+@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+@pytest.mark.parametrize("status", ["pending", "encrypted"])
+def test_a_deletion_that_is_heard_between_an_answer_and_its_taking_is_not_forgotten(
+    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None], status: str
+) -> None:
+    desk.rescan(*many(3))
+    document = desk.statusdb.get("run_00001")
+    assert document is not None
+    desk.store.put({**document, "status": status})
+    restarted = Desk(tmp_path / "status.db")
+
+    def delete() -> None:
+        delete_by_hand(tmp_path / "status.db", "run_00001")
+        forget(restarted.intake)
+
+    restarted.store.after_get = delete
+    restarted.rescan(*many(3))
+    restarted.store.after_get = lambda: None
+    assert restarted.statusdb.get("run_00001") is None
+    restarted.rescan(*many(3))
+    assert restarted.statusdb.count_by_status() == {"pending": 3}
+    restarted.store.calls.clear()
+    restarted.rescan(*many(3))
+    assert restarted.store.calls == []
+    restarted.store.close()
+
+
+@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+def test_a_new_document_whose_deletion_is_heard_before_its_own_registration_has_ended_is_not_forgotten(
+    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None]
+) -> None:
+    def delete(name: str) -> None:
+        if name == "run_00001":
+            delete_by_hand(tmp_path / "status.db", name)
+            forget(desk.intake)
+
+    desk.store.after_insert = delete
+    desk.rescan(*many(3))
+    desk.store.after_insert = lambda name: None
+    desk.rescan(*many(3))
+    assert desk.statusdb.count_by_status() == {"pending": 3}
+    assert desk.metrics.counts() == {"noticed_by_rescan": 4}
+
+
+def test_a_pending_document_that_was_read_before_its_deletion_was_heard_is_registered_again(
+    desk: Desk, tmp_path: Path
+) -> None:
+    desk.rescan(sighting())
+    (document,) = desk.statusdb.pending()
+    delete_by_hand(tmp_path / "status.db", "run_001")
+    desk.intake.forget("run_001")
+    desk.intake.heard(document)
+    desk.rescan(sighting())
+    assert desk.statusdb.get("run_001") is not None
+
+
+def delete_by_hand(database: Path, name: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("delete from documents where id = ?", (name,))
 
 
 @pytest.mark.parametrize("between", [0, BATCH])
@@ -318,7 +389,7 @@ def test_what_the_database_tells_is_counted_once_and_only_if_it_is_news(
     assert desk.metrics.counts() == {"noticed_by_event": 1, "noticed_by_database": 1}
     assert caplog.messages == ["'/data/sequencing/A/theirs' is pending, noticed by database"]
     desk.rescan(sighting("theirs"))
-    assert desk.statusdb.get("theirs") is None  # it is known by now, as the database says
+    assert desk.statusdb.get("theirs") is not None  # what the database told may have been deleted since
 
 
 def test_our_own_registration_is_no_news_even_while_it_is_being_written(desk: Desk) -> None:

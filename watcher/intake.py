@@ -67,7 +67,11 @@ class Intake:
         self._offer = offer
         self._handled = handled
         self._metrics = metrics
-        self._known: dict[str, str] = {}
+        # Each run's path, as its document says. None: it is no news, but the next rescan asks for it, since the
+        # document may have been deleted between when it was read and now.
+        self._known: dict[str, str | None] = {}
+        self._forgotten = 0
+        self._lock = threading.Lock()
         self._asking: set[str] = set()
         self._told: dict[Path, str] = {}
         self._sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
@@ -146,27 +150,34 @@ class Intake:
     def heard(self, document: Document) -> None:
         """Note a pending run that the database told of; one that this process did not know is logged."""
         name = document["_id"]
-        if name in self._known or name in self._asking:
-            return
-        self._known[name] = str(path_of(document))
+        with self._lock:
+            if name in self._known or name in self._asking:
+                return
+            self._known[name] = None
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
         logger.info("'%s' is pending, noticed by %s", path_of(document), Noticed.DATABASE, extra={"run": name})
 
     def forget(self, name: str) -> None:
         """Note that a run's document was deleted: the next rescan registers it again."""
-        self._known.pop(name, None)
+        with self._lock:
+            self._forgotten += 1
+            self._known.pop(name, None)
 
     def forget_all(self) -> None:
         """Note that documents may have been deleted unseen: the next rescan asks for all of them."""
-        self._known.clear()
+        with self._lock:
+            self._forgotten += 1
+            self._known.clear()
 
     def _register(self, runs: list[Run], noticed: Noticed) -> None:
-        names = {run.name for run in runs}
+        names, forgotten = {run.name for run in runs}, self._forgotten
         self._asking |= names  # so that what the database tells of our own writes is not news
         try:
             registration = self._statusdb.register(runs)
-            for document in registration.known:
-                self._known[document["_id"]] = document.get("path", "")
+            with self._lock:
+                is_current = self._forgotten == forgotten
+                for document in registration.known:
+                    self._known[document["_id"]] = document.get("path") if is_current else None
         finally:
             self._asking -= names
         for run in registration.new:
