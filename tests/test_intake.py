@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from facility import never_stop, wait_until
+from facility import PATIENCE_SECONDS, never_stop, wait_until
 
 from watcher.errors import StatusDBUnavailable
 from watcher.intake import BATCH, Intake, Noticed
@@ -21,40 +21,53 @@ from watcher.statusdb import StatusDB
 from watcher.statusdb.sqlite import SQLiteStore
 
 ROOT = Path("/data/sequencing")
+T = TypeVar("T")
 
 
 class CountingStore(SQLiteStore):
-    """Counts the calls that ask or write, and can be away."""
+    """Counts the calls that ask or write; is away for the next `away` of them, or at one whose number is given."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, never_stop)
         self.calls: list[str] = []
         self.away = 0
-        self.after_get: Callable[[], None] = lambda: None
+        self.away_at = 0
+        self.answer_lost_at = 0
+        self._counting = threading.Lock()
+        self.after_get: Callable[[], object] = lambda: None
         self.after_insert: Callable[[str], None] = lambda name: None
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
-        self._count("get_many")
+        call = self._count("get_many")
         found = super().get_many(run_ids)
         self.after_get()
-        return found
+        return self._answered(call, found)
 
     def insert_many(self, documents: Iterable[Document]) -> set[str]:
-        self._count("insert_many")
+        call = self._count("insert_many")
         new = super().insert_many(documents)
         for name in new:
             self.after_insert(name)
-        return new
+        return self._answered(call, new)
 
     def put(self, document: Document) -> Any:
         self._count("put")
         return super().put(document)
 
-    def _count(self, what: str) -> None:
-        self.calls.append(what)
-        if self.away:
-            self.away -= 1
+    def _count(self, what: str) -> int:
+        with self._counting:
+            self.calls.append(what)
+            call = len(self.calls)
+            is_away = self.away > 0 or call == self.away_at
+            self.away = max(self.away - 1, 0)
+        if is_away:
             raise StatusDBUnavailable("away, for a test")
+        return call
+
+    def _answered(self, call: int, answer: T) -> T:
+        if call == self.answer_lost_at:
+            raise StatusDBUnavailable("answer lost, for a test")
+        return answer
 
 
 class Impatient(threading.Event):
@@ -355,6 +368,50 @@ def test_a_rescan_that_the_database_broke_off_finds_the_same_again(desk: Desk) -
         desk.rescan(*many(3))
     desk.rescan(*many(3))
     assert len(desk.offered) == 3
+
+
+CALLS = 8
+"""What the store is asked for `3 * BATCH + 1` new runs, two calls a batch."""
+
+
+@pytest.mark.parametrize("call", range(1, CALLS + 1))
+def test_a_rescan_whose_requests_fail_at_any_place_raises_and_the_next_one_registers_the_rest_once(
+    desk: Desk, call: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs = many(3 * BATCH + 1)
+    desk.store.away_at = call
+    with pytest.raises(StatusDBUnavailable, match="away"):
+        desk.rescan(*runs)
+    desk.store.away_at = 0
+    assert desk.rescan(*runs) == len(runs)
+    registered = [message for message in caplog.messages if message.startswith("registered")]
+    assert len(registered) == len(set(registered)) == len(runs)
+    assert desk.metrics.counts() == {"noticed_by_rescan": len(runs)}
+    assert desk.statusdb.count_by_status() == {"pending": len(runs)}
+    assert sorted(desk.offered) == [one.run.name for one in runs]
+    assert set(desk.handled) == {one.run.path for one in runs}
+
+
+@pytest.mark.parametrize("call", range(1, CALLS + 1))
+def test_a_rescan_that_did_not_get_one_of_its_answers_raises_and_the_next_one_offers_the_rest_once(
+    desk: Desk, call: int
+) -> None:
+    runs = many(3 * BATCH + 1)
+    desk.store.answer_lost_at = call
+    with pytest.raises(StatusDBUnavailable, match="answer lost"):
+        desk.rescan(*runs)
+    desk.store.answer_lost_at = 0
+    assert desk.rescan(*runs) == len(runs)
+    assert desk.statusdb.count_by_status() == {"pending": len(runs)}
+    assert sorted(desk.offered) == [one.run.name for one in runs]
+
+
+def test_a_rescan_has_two_requests_under_way_at_a_time(desk: Desk) -> None:
+    both = threading.Barrier(2)
+    desk.store.after_get = lambda: both.wait(PATIENCE_SECONDS)
+    desk.rescan(*many(4 * BATCH))
+    assert desk.statusdb.count_by_status() == {"pending": 4 * BATCH}
 
 
 def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
