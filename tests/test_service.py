@@ -331,7 +331,7 @@ def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd:
     assert [text for text in before_ready if "WATCHDOG=1" in text]
 
 
-@pytest.mark.parametrize("name", ["lease", "changes", "worker_0"])
+@pytest.mark.parametrize("name", ["lease", "changes", "intake", "worker_0"])
 def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
     site.configure(lease_seconds=1)
     daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()
@@ -341,7 +341,7 @@ def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Sys
     wait_until(lambda: any("0 running" in told for told in systemd.listen()[before:]), "the pool to have nothing to do")
     daemon.signal(signal.SIGUSR1)
     daemon.wait_for_log(f"'{name}' is to end")
-    site.complete(site.make_run("run_002"))  # a thread of the pool ends when it is to work again
+    site.complete(site.make_run("run_002"))  # a thread of the pool, or the intake's, ends when it is to work again
     line = daemon.wait_for_log(f"threads have died: {name}; systemd will restart us")
     assert "CRITICAL" in line
     fed = systemd.count("WATCHDOG=1")
