@@ -1,5 +1,7 @@
 """Every benchmark runs, at a size that says nothing about its figures, and prints its table."""
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from couchdb_server import Unavailable, installed_program
 from host import require_root
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
@@ -34,12 +37,52 @@ SECONDS = 300
 def test_a_benchmark_prints_its_table(command: str, words: str, unavailable: Callable[[str], NoReturn]) -> None:
     if "--queued-events" in command:
         require_root(unavailable)
+    assert words in printed(command)
+
+
+@pytest.mark.slow
+def test_a_scan_of_registered_runs_on_a_couchdb_asks_for_many_at_once_and_writes_nothing(
+    unavailable: Callable[[str], NoReturn],
+) -> None:
+    require_couchdb(unavailable)
+    output = printed("scan.py --runs 200 --interval 0.3 --statusdb couchdb")
+    assert "200 registered runs (couchdb)" in output
+    for scan in ("start-up scan", "rescan, median of 3"):
+        row = re.search(rf"^ +{scan} +[\d.]+ +(?P<requests>[\d.]+) +(?P<writes>\d+)$", output, re.MULTILINE)
+        assert row is not None, output
+        assert 1 <= float(row["requests"]) < 50
+        assert row["writes"] == "0"
+
+
+@pytest.mark.slow
+def test_the_time_to_notice_a_run_on_a_couchdb_is_measured_as_often_as_was_asked(
+    unavailable: Callable[[str], NoReturn],
+) -> None:
+    require_couchdb(unavailable)
+    output = printed("notice_latency.py --times 2 --warm-up 1 --statusdb couchdb")
+    assert "a sentinel's close to `processing` (couchdb, idle)" in output
+    row = re.search(r"^ +2 +(?P<median>[\d.]+) +(?P<p99>[\d.]+) +(?P<most>[\d.]+)$", output, re.MULTILINE)
+    assert row is not None, output
+    assert 0 < float(row["median"]) <= float(row["p99"]) == float(row["most"])
+
+
+def require_couchdb(unavailable: Callable[[str], NoReturn]) -> None:
+    """Skip (or fail in CI) when a benchmark would find no CouchDB, nor could start what is like it."""
+    if os.environ.get("COUCHDB_URL"):
+        return
+    try:
+        installed_program()
+    except Unavailable as error:
+        unavailable(str(error))
+
+
+def printed(command: str) -> str:
+    """Run a benchmark to its end; return what it printed."""
     program, *arguments = command.split()
-    output = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(BENCHMARKS / program), *arguments],
         capture_output=True, text=True, check=True, timeout=SECONDS,
     ).stdout  # fmt: skip
-    assert words in output
 
 
 @pytest.mark.slow

@@ -553,6 +553,27 @@ def test_a_dead_reader_of_inotify_is_told_and_replaced_and_the_next_sentinel_is_
     assert daemon.log.count("the observer is started anew") == 1
 
 
+def test_a_dead_settling_thread_is_told_and_replaced_and_the_next_empty_sentinel_is_noticed_by_an_event(
+    site: Site,
+) -> None:
+    site.configure(**OPTIONS)
+    runs = [site.make_run("run_001"), site.make_run("run_002")]
+    daemon = site.start(prefix=prefix("thread_ends"), THREAD="settle").wait_ready()
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_for_log("'settle' is to end")
+    site.complete(runs[0], "")  # the thread wakes for it, and ends
+    line = daemon.wait_for_log("the observer is started anew: one of its threads has ended")
+    assert "ERROR" in line
+    wait_until(lambda: daemon.log.count(" rescan: ") == 2, "the rescan")
+    site.complete(runs[1], "")
+    for run in runs:
+        site.wait_for(run.name)
+    daemon.wait_for_log("run_002: registered .* noticed by event")
+    assert daemon.stop() == 0
+    assert daemon.log.count("the observer is started anew") == 1
+    assert daemon.log.count(" rescan: ") == 2
+
+
 def test_the_watchers_threads_and_watches_do_not_grow_with_what_lies_in_the_runs(site: Site) -> None:
     daemon = site.start().wait_ready()
     threads = len(os.listdir(f"/proc/{daemon.pid}/task"))

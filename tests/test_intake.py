@@ -5,52 +5,69 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from facility import never_stop, wait_until
+from facility import PATIENCE_SECONDS, never_stop, wait_until
 
 from watcher.errors import StatusDBUnavailable
 from watcher.intake import BATCH, Intake, Noticed
 from watcher.metrics import Metrics
 from watcher.model import Document, Run
 from watcher.sentinels import Sighting, State
-from watcher.statusdb import StatusDB
+from watcher.statusdb import StatusDB, path_of
 from watcher.statusdb.sqlite import SQLiteStore
 
 ROOT = Path("/data/sequencing")
+T = TypeVar("T")
 
 
 class CountingStore(SQLiteStore):
-    """Counts the calls that ask or write, and can be away."""
+    """Counts the calls that ask or write; is away for the next `away` of them, or at one whose number is given."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, never_stop)
         self.calls: list[str] = []
         self.away = 0
+        self.away_at = 0
+        self.answer_lost_at = 0
+        self._counting = threading.Lock()
+        self.after_get: Callable[[], object] = lambda: None
         self.after_insert: Callable[[str], None] = lambda name: None
 
     def get_many(self, run_ids: Sequence[str]) -> list[Document]:
-        self._count("get_many")
-        return super().get_many(run_ids)
+        call = self._count("get_many")
+        found = super().get_many(run_ids)
+        self.after_get()
+        return self._answered(call, found)
 
     def insert_many(self, documents: Iterable[Document]) -> set[str]:
-        self._count("insert_many")
+        call = self._count("insert_many")
         new = super().insert_many(documents)
         for name in new:
             self.after_insert(name)
-        return new
+        return self._answered(call, new)
 
     def put(self, document: Document) -> Any:
         self._count("put")
         return super().put(document)
 
-    def _count(self, what: str) -> None:
-        self.calls.append(what)
-        if self.away:
-            self.away -= 1
+    def _count(self, what: str) -> int:
+        with self._counting:
+            self.calls.append(what)
+            call = len(self.calls)
+            is_away = self.away > 0 or call == self.away_at
+            self.away = max(self.away - 1, 0)
+        if is_away:
             raise StatusDBUnavailable("away, for a test")
+        return call
+
+    def _answered(self, call: int, answer: T) -> T:
+        if call == self.answer_lost_at:
+            raise StatusDBUnavailable("answer lost, for a test")
+        return answer
 
 
 class Impatient(threading.Event):
@@ -70,9 +87,11 @@ class Desk:
         self.offered: list[str] = []
         self.handled: list[Path] = []
         self.metrics = Metrics()
-        self.intake = Intake(
-            self.statusdb, lambda one: self.offered.append(one["_id"]), self.handled.append, self.metrics
-        )
+        self.intake = Intake(self.statusdb, self._offer, self.handled.append, self.metrics)
+
+    def _offer(self, document: Document) -> None:
+        self.intake.is_here(Run(path_of(document)), "pending")  # as the service does
+        self.offered.append(document["_id"])
 
     def rescan(self, *sightings: Sighting) -> int:
         return self.intake.take(sightings, Noticed.RESCAN)
@@ -193,6 +212,72 @@ def test_a_run_whose_document_is_deleted_is_registered_again_by_the_rescan_after
     assert desk.statusdb.get("two") is not None
 
 
+def forget_one(intake: Intake) -> None:
+    intake.forget("run_00001")
+
+
+@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+@pytest.mark.parametrize("status", ["pending", "encrypted"])
+def test_a_deletion_that_is_heard_between_an_answer_and_its_taking_is_not_forgotten(
+    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None], status: str
+) -> None:
+    desk.rescan(*many(3))
+    document = desk.statusdb.get("run_00001")
+    assert document is not None
+    desk.store.put({**document, "status": status})
+    restarted = Desk(tmp_path / "status.db")
+
+    def delete() -> None:
+        delete_by_hand(tmp_path / "status.db", "run_00001")
+        forget(restarted.intake)
+
+    restarted.store.after_get = delete
+    restarted.rescan(*many(3))
+    restarted.store.after_get = lambda: None
+    assert restarted.statusdb.get("run_00001") is None
+    restarted.rescan(*many(3))
+    assert restarted.statusdb.count_by_status() == {"pending": 3}
+    restarted.store.calls.clear()
+    restarted.rescan(*many(3))
+    assert restarted.store.calls == []
+    restarted.store.close()
+
+
+@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+def test_a_new_document_whose_deletion_is_heard_before_its_own_registration_has_ended_is_not_forgotten(
+    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None]
+) -> None:
+    def delete(name: str) -> None:
+        if name == "run_00001":
+            delete_by_hand(tmp_path / "status.db", name)
+            forget(desk.intake)
+
+    desk.store.after_insert = delete
+    desk.rescan(*many(3))
+    desk.store.after_insert = lambda name: None
+    desk.rescan(*many(3))
+    assert desk.statusdb.count_by_status() == {"pending": 3}
+    assert desk.metrics.counts() == {"noticed_by_rescan": 4}
+
+
+def test_a_pending_document_that_was_read_before_its_deletion_was_heard_is_registered_again(
+    desk: Desk, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run_001")
+    run.path.mkdir()
+    desk.rescan(Sighting(run, State.READY))
+    delete_by_hand(tmp_path / "status.db", "run_001")
+    desk.intake.forget("run_001")
+    assert desk.intake.is_here(run, "pending")
+    desk.rescan(Sighting(run, State.READY))
+    assert desk.statusdb.get("run_001") is not None
+
+
+def delete_by_hand(database: Path, name: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("delete from documents where id = ?", (name,))
+
+
 @pytest.mark.parametrize("between", [0, BATCH])
 def test_two_runs_of_one_name_are_an_error_that_names_both_and_the_first_keeps_its_document(
     desk: Desk, between: int, caplog: pytest.LogCaptureFixture
@@ -286,6 +371,50 @@ def test_a_rescan_that_the_database_broke_off_finds_the_same_again(desk: Desk) -
     assert len(desk.offered) == 3
 
 
+CALLS = 8
+"""What the store is asked for `3 * BATCH + 1` new runs, two calls a batch."""
+
+
+@pytest.mark.parametrize("call", range(1, CALLS + 1))
+def test_a_rescan_whose_requests_fail_at_any_place_raises_and_the_next_one_registers_the_rest_once(
+    desk: Desk, call: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs = many(3 * BATCH + 1)
+    desk.store.away_at = call
+    with pytest.raises(StatusDBUnavailable, match="away"):
+        desk.rescan(*runs)
+    desk.store.away_at = 0
+    assert desk.rescan(*runs) == len(runs)
+    registered = [message for message in caplog.messages if message.startswith("registered")]
+    assert len(registered) == len(set(registered)) == len(runs)
+    assert desk.metrics.counts() == {"noticed_by_rescan": len(runs)}
+    assert desk.statusdb.count_by_status() == {"pending": len(runs)}
+    assert sorted(desk.offered) == [one.run.name for one in runs]
+    assert set(desk.handled) == {one.run.path for one in runs}
+
+
+@pytest.mark.parametrize("call", range(1, CALLS + 1))
+def test_a_rescan_that_did_not_get_one_of_its_answers_raises_and_the_next_one_offers_the_rest_once(
+    desk: Desk, call: int
+) -> None:
+    runs = many(3 * BATCH + 1)
+    desk.store.answer_lost_at = call
+    with pytest.raises(StatusDBUnavailable, match="answer lost"):
+        desk.rescan(*runs)
+    desk.store.answer_lost_at = 0
+    assert desk.rescan(*runs) == len(runs)
+    assert desk.statusdb.count_by_status() == {"pending": len(runs)}
+    assert sorted(desk.offered) == [one.run.name for one in runs]
+
+
+def test_a_rescan_has_two_requests_under_way_at_a_time(desk: Desk) -> None:
+    both = threading.Barrier(2)
+    desk.store.after_get = lambda: both.wait(PATIENCE_SECONDS)
+    desk.rescan(*many(4 * BATCH))
+    assert desk.statusdb.count_by_status() == {"pending": 4 * BATCH}
+
+
 def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
     for one in many(2 * BATCH):
         desk.intake.put(one)
@@ -320,7 +449,7 @@ def test_what_the_database_tells_is_counted_once_and_only_if_it_is_news(
     assert desk.metrics.counts() == {"noticed_by_event": 1, "noticed_by_database": 1}
     assert caplog.messages == [f"'{theirs.path}' is pending, noticed by database"]
     desk.rescan(Sighting(theirs, State.READY))
-    assert desk.statusdb.get("theirs") is None  # it is known by now, as the database says
+    assert desk.statusdb.get("theirs") is not None  # what the database told may have been deleted since
 
 
 def test_another_machines_run_is_not_here_and_nothing_to_speak_of(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -347,7 +349,7 @@ def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd:
     assert [text for text in before_ready if "WATCHDOG=1" in text]
 
 
-@pytest.mark.parametrize("name", ["lease", "changes", "worker_0"])
+@pytest.mark.parametrize("name", ["lease", "changes", "intake", "worker_0"])
 def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
     site.configure(lease_seconds=1)
     daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()
@@ -357,7 +359,7 @@ def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Sys
     wait_until(lambda: any("0 running" in told for told in systemd.listen()[before:]), "the pool to have nothing to do")
     daemon.signal(signal.SIGUSR1)
     daemon.wait_for_log(f"'{name}' is to end")
-    site.complete(site.make_run("run_002"))  # a thread of the pool ends when it is to work again
+    site.complete(site.make_run("run_002"))  # a thread of the pool, or the intake's, ends when it is to work again
     line = daemon.wait_for_log(f"threads have died: {name}; systemd will restart us")
     assert "CRITICAL" in line
     fed = systemd.count("WATCHDOG=1")
@@ -381,3 +383,38 @@ def test_the_watchdog_is_not_fed_in_the_middle_of_a_rescan_once_a_thread_has_die
 
 def test_without_systemd_nothing_is_sent() -> None:
     Notifier(None).send("READY=1")
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open nothing while the context lasts; what is open already stays so."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_state_that_systemd_could_not_be_told_is_a_warning_and_no_repetition_the_next_time(
+    systemd: Systemd, caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = Notifier(systemd.address)
+    with no_descriptors():
+        notifier.send("STATUS=idle")
+    assert caplog.messages == ["systemd does not hear us: Too many open files"]
+    assert caplog.records[0].levelno == logging.WARNING
+    for _ in range(2):
+        notifier.send("STATUS=idle")
+    assert systemd.listen() == ["STATUS=idle"]
+
+
+@pytest.mark.parametrize("state", ["READY=1", "STOPPING=1"])
+def test_a_state_that_is_told_only_once_and_was_not_heard_goes_with_the_next_one(systemd: Systemd, state: str) -> None:
+    notifier = Notifier(systemd.address)
+    with no_descriptors():
+        notifier.send(state, "STATUS=before")
+        notifier.send("WATCHDOG=1", "STATUS=meanwhile")
+    for _ in range(2):
+        notifier.send("WATCHDOG=1", "STATUS=idle")
+    assert systemd.listen() == [f"{state}\nWATCHDOG=1\nSTATUS=idle", "WATCHDOG=1\nSTATUS=idle"]

@@ -67,7 +67,10 @@ class Intake:
         self._offer = offer
         self._handled = handled
         self._metrics = metrics
-        self._known: dict[str, str] = {}
+        self._known: dict[str, str] = {}  # names and paths of runs that are, or were, here and in the database
+        self._doubtful: set[str] = set()  # of those: may have been deleted since they were told of; a rescan asks
+        self._forgotten = 0
+        self._lock = threading.Lock()
         self._asking: set[str] = set()
         self._told: dict[Path, str] = {}
         self._sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
@@ -129,7 +132,8 @@ class Intake:
 
     def _is_news(self, sighting: Sighting, noticed: Noticed) -> bool:
         # A rescan sees all runs there are; those that are known come out of the database if they are pending.
-        is_known = sighting.state is State.READY and self._known.get(sighting.run.name) == str(sighting.run.path)
+        name, path = sighting.run.name, str(sighting.run.path)
+        is_known = sighting.state is State.READY and self._known.get(name) == path and name not in self._doubtful
         return noticed is not Noticed.RESCAN or not is_known
 
     def lapsed(self, sighting: Sighting) -> None:
@@ -148,32 +152,44 @@ class Intake:
 
         What is not here is another machine's, and nothing to speak of.
         """
-        if self._known.get(run.name) == str(run.path) or run.name in self._asking:
-            return True
+        with self._lock:
+            if self._known.get(run.name) == str(run.path) or run.name in self._asking:
+                return True
         if not os.path.isdir(run.path):  # noqa: PTH112  # Path's own may raise
             return False
-        self._known[run.name] = str(run.path)
+        with self._lock:
+            self._known[run.name] = str(run.path)
+            self._doubtful.add(run.name)
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
         logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra={"run": run.name})
         return True
 
     def forget(self, name: str) -> None:
         """Note that a run's document was deleted: the next rescan registers it again."""
-        self._known.pop(name, None)
+        with self._lock:
+            self._forgotten += 1
+            self._known.pop(name, None)
+            self._doubtful.discard(name)
 
     def forget_all(self) -> None:
         """Note that documents may have been deleted unseen: the next rescan asks for all of them."""
-        self._known.clear()
+        with self._lock:
+            self._forgotten += 1
+            self._known.clear()
+            self._doubtful.clear()
 
     def _register(self, runs: list[Run], noticed: Noticed) -> None:
-        names = {run.name for run in runs}
-        paths = {str(run.path) for run in runs}
+        names, paths = {run.name for run in runs}, {str(run.path) for run in runs}
+        forgotten = self._forgotten
         self._asking |= names  # so that what the database tells of our own writes is not news
         try:
             registration = self._statusdb.register(runs)
-            for document in registration.known:
-                if document.get("path") in paths:
-                    self._known[document["_id"]] = document["path"]
+            with self._lock:
+                self._known |= {each["_id"]: each["path"] for each in registration.known if each.get("path") in paths}
+                if self._forgotten == forgotten:
+                    self._doubtful -= names
+                else:
+                    self._doubtful |= names
         finally:
             self._asking -= names
         for run in registration.new:

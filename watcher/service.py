@@ -47,6 +47,9 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
 
+_TOLD_ONCE = ("READY=1", "STOPPING=1")
+"""If systemd did not hear one of these, it goes with the next that is told: without READY=1 no watchdog runs."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,18 +71,24 @@ class Notifier:
     def __init__(self, address: str | None) -> None:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._last = ""
+        self._unheard: tuple[str, ...] = ()
 
     def send(self, *states: str) -> None:
         """Send assignments such as READY=1; one that was just sent is not repeated, but for WATCHDOG=1."""
+        # Of two that exclude each other, systemd takes the last.
+        states = (*(state for state in self._unheard if state not in states), *states)
         text = "\n".join(states)
         if self._address is None or (text == self._last and "WATCHDOG=1" not in states):
             return
-        self._last = text
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 channel.sendto(text.encode(), self._address)
-            except OSError as error:
-                logger.warning("systemd does not hear us: %s", error)
+        except OSError as error:
+            self._unheard = tuple(state for state in states if state in _TOLD_ONCE)
+            logger.warning("systemd does not hear us: %s", error.strerror or error)
+        else:
+            self._unheard = ()
+            self._last = text
 
 
 def lock_file(destination: Path, worker_id: str) -> Path:

@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import requests
 from couchdb_server import PouchServer
-from facility import Daemon, Site, keyring, make_key
+from facility import PATIENCE_SECONDS, Daemon, Site, keyring, make_key
 
 RECIPIENT = "ops@example.org"
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -42,10 +43,11 @@ def facility(statusdb: str = "sqlite", directory: str = "", **options: object) -
         home = stack.enter_context(keyring(root / "gnupg"))
         make_key(home, RECIPIENT)
         site = Site(root / "site", home, RECIPIENT, **options)
-        stack.callback(site.close)
         if statusdb == "couchdb":
             url = os.environ.get("COUCHDB_URL") or stack.enter_context(PouchServer()).url
             site.use_couchdb(url, f"bench_{os.getpid()}")
+            stack.callback(requests.delete, address(site), timeout=PATIENCE_SECONDS)
+        stack.callback(site.close)
         yield site
 
 

@@ -75,6 +75,7 @@ class _Opened:
 
     connection: sqlite3.Connection
     file: tuple[int, int]
+    thread: threading.Thread = field(default_factory=threading.current_thread)
     lock: threading.Lock = field(default_factory=threading.Lock)
     is_closed: bool = False
 
@@ -245,11 +246,19 @@ class SQLiteStore:
             self._forget()
             opened = None
         if opened is None:
+            self._close_those_of_ended_threads()
             opened = _Opened(self._connect_as_allowed(), _identity(self._path))
             with self._lock:
                 self._all.append(opened)
             self._local.opened = opened
         return opened
+
+    def _close_those_of_ended_threads(self) -> None:
+        with self._lock:
+            ended = [one for one in self._all if not one.thread.is_alive()]
+            self._all = [one for one in self._all if one not in ended]
+        for one in ended:
+            one.close()
 
     def _forget(self) -> None:
         """Close this thread's connection: whatever has befallen it, the next use begins anew."""
