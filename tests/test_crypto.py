@@ -293,6 +293,19 @@ def test_gpg_killed_after_it_has_read_everything_is_an_encrypt_failure(job: Job,
         crypto.encrypt(Source(b"x" * 1000), FileKey.generate(), len, job, home)
 
 
+def test_what_needs_no_private_key_needs_no_agent(job: Job, gnupg: Path, recipient: str) -> None:
+    home = gnupg
+    where = ["gpgconf", "--homedir", str(home), "--list-dirs", "agent-socket"]
+    socket = Path(subprocess.run(where, capture_output=True, check=True, text=True).stdout.strip())
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True, capture_output=True)
+    wait_until(lambda: not socket.exists(), "the agent has ended")
+    key = FileKey.generate()
+    stored = encrypted(CONTENT, key, job, home)
+    crypto.validate(io.BytesIO(stored).read, key, job, home)
+    crypto.wrap(key, crypto.find_recipient(recipient, home), home)
+    assert not socket.exists()
+
+
 def test_gpg_killed_while_it_decrypts_is_a_validate_failure(job: Job, home: Path) -> None:
     stored, key = io.BytesIO(encrypted(CONTENT, FileKey.generate(), job, home)), FileKey.generate()
 

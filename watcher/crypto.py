@@ -48,8 +48,15 @@ _OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings", "--no-auto-ch
 """A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8; and gpg
 must not bring its trust database up to date, for which it would wait as long as another process locks that."""
 
-_FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512")
-"""No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice."""
+_FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712")
+"""No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
+
+The count is the highest there is. Without one gpg asks its agent how quick this machine is, and fails where none can
+start: in a home that is full or read-only.
+"""
+
+_WITHOUT_KEYS = ("--no-keyring",)
+"""For what a passphrase opens: a keyring would be locked, which cannot be done in a home that is full."""
 
 # python-gnupg logs whole command lines and each status line; our errors say what matters of them.
 logging.getLogger("gnupg").setLevel(logging.CRITICAL + 1)
@@ -156,7 +163,7 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
 
     def run(gpg: _GPG, feed: _Feed) -> Any:
         return gpg.encrypt_file(
-            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=[*_FORMAT]
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=[*_FORMAT, *_WITHOUT_KEYS]
         )  # fmt: skip
 
     result = _stream(run, source, write, job, home, EncryptFailed("gpg ended before it had read the whole run"))
@@ -189,7 +196,7 @@ def decrypt(
     reader = DigestReader(read, job)
 
     def run(gpg: _GPG, feed: _Feed) -> Any:
-        return gpg.decrypt_file(feed, passphrase=key.reveal())
+        return gpg.decrypt_file(feed, passphrase=key.reveal(), extra_args=[*_WITHOUT_KEYS])
 
     result = _stream(run, reader, write, job, home, ValidateFailed("gpg ended before it had read the whole archive"))
     if not _succeeded(result):

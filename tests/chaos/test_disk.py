@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, assert_same_tree
+from facility import Site, assert_same_tree, gpg, wait_until
 from hall import Hall, mounted
 from workbench import Bench, no_pauses
 
@@ -38,8 +38,9 @@ def mount(unavailable: Callable[[str], NoReturn]) -> Iterator[Mount]:
 
 
 def remount(path: Path, option: str) -> None:
-    """Change a mounted tmpfs."""
-    subprocess.run(["mount", "-o", f"remount,{option}", str(path)], check=True, capture_output=True)
+    """Change a mounted tmpfs, as soon as no file there is open for writing."""
+    command = ["mount", "-o", f"remount,{option}", str(path)]
+    wait_until(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, f"it is {option}")
 
 
 def fill(path: Path, leaving: int = 0) -> Path:
@@ -127,6 +128,44 @@ def test_trouble_at_publication_is_waited_for(site: Site, mount: Mount) -> None:
     assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
     assert site.debris() == []
+    assert_same_tree(run.path, site.restore(run.name))
+
+
+@pytest.fixture
+def gpgs_home(site: Site, mount: Mount) -> Path:
+    """A small disk with a keyring that has the recipient's public key, and no agent that runs."""
+    home = mount(site.root / "gnupg", "size=1m,mode=700")
+    gpg(home, "--import", data=gpg(site.gnupg, "--export", site.recipient))
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True, capture_output=True)
+    return home
+
+
+def test_a_read_only_home_of_gpgs_is_all_that_is_needed(site: Site, gpgs_home: Path) -> None:
+    bench = Bench.of(site).other(gnupg_home=gpgs_home)
+    run = bench.ready_run()
+    remount(gpgs_home, "ro")
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert_same_tree(run.path, site.restore(run.name))
+
+
+def test_a_full_home_of_gpgs_is_waited_for_and_the_archive_kept(site: Site, gpgs_home: Path) -> None:
+    """gpg locks a keyring that it takes a key from."""
+    bench = Bench.of(site).other(gnupg_home=gpgs_home)
+    run = bench.ready_run()
+    archives: list[int] = []
+
+    def pauses() -> Iterator[float]:
+        yield 0.0
+        yield 0.0
+        (staged,) = site.archives.glob(".*.tar.gpg.partial")
+        archives.append(staged.stat().st_ino)
+        (gpgs_home / "filler").unlink()
+        yield from no_pauses()
+
+    spoilt = bench.with_shelf("staged_archive", lambda: fill(gpgs_home))
+    assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
+    assert archives[0] == bench.finals()["run_001.tar.gpg"][0], "it was not made again"
+    assert bench.document(run)["failure_count"] == 0
     assert_same_tree(run.path, site.restore(run.name))
 
 
