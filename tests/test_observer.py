@@ -239,6 +239,19 @@ def test_a_sentinel_that_nobody_closes_is_read_after_a_while(root: Path, content
         assert watch.wait_for("A/run") == [("A/run", State.READY)]
 
 
+@pytest.mark.parametrize(("content", "state"), [("0\n", State.READY), ("23\n", State.HELD)])
+def test_a_sentinel_that_holds_a_whole_line_is_waited_for_no_longer_than_it_takes_to_settle(
+    root: Path, observe: Observe, content: str, state: State
+) -> None:
+    """One that was linked, and has lost its first name before its event is read, looks as if it were being written."""
+    watch = observe(root, close_seconds=3600).start()
+    first = root.parent / "first"
+    first.write_text(content)
+    os.link(first, root / "A" / "run" / SENTINEL)
+    first.unlink()
+    assert watch.wait_for("A/run", state) == [("A/run", state)]
+
+
 @pytest.mark.parametrize("handles", [True, False])
 def test_a_sentinel_that_was_closed_is_not_told_again_when_those_are_that_nobody_closes(
     root: Path, observe: Observe, handles: bool
@@ -388,6 +401,28 @@ def test_two_links_to_one_sequencer_do_not_silence_each_other(watch: Watch) -> N
     watch.sweep()
     shell(watch.root, "echo 0 > $OUT/X/run/$S")
     assert watch.wait_for("X/run") == [("X/run", State.READY)]
+
+
+@pytest.mark.parametrize("script", ["echo 0 > A/run/$S", "touch A/run/$S", "echo 0 > $OUT/s; mv $OUT/s A/run/$S"])
+@pytest.mark.parametrize("way", ["ln -s A/run latest", "mkdir latest; mount --bind A/run latest"])
+@pytest.mark.parametrize("before", [None, "23\n"])
+def test_another_way_to_a_run_does_not_silence_it(
+    watch: Watch, way: str, script: str, before: str | None, unavailable: Callable[[str], NoReturn]
+) -> None:
+    if "mount" in way:
+        require_root(unavailable)
+    if before:
+        (watch.root / "A" / "run" / SENTINEL).write_text(before)
+        watch.wait_for("A/run", State.HELD)
+    shell(watch.root, way)
+    watch.flush()
+    try:
+        if "mount" in way:
+            watch.sweep()  # no event tells of a mount
+        shell(watch.root, script)
+        watch.wait_for("A/run", state_of(before) if before and "touch" in script else State.READY)
+    finally:
+        shell(watch.root, "umount latest 2> /dev/null || true")
 
 
 def test_a_link_that_leads_elsewhere_now_is_followed_after_it_was_replaced(watch: Watch) -> None:

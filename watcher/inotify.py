@@ -25,17 +25,21 @@ from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEv
 STOP_SECONDS = 1.0
 """How long a stop waits for the thread that reads; one that hangs in a dead file system is left behind."""
 
+# IN_MASK_ADD since a directory may be reached in two ways, as a run and, by a link to it, as a sequencer: what one way
+# asks for must not take from the other what it hears.
 _ALL = (
     InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_DELETE_SELF
-    | InotifyConstants.IN_UNMOUNT | InotifyConstants.IN_ONLYDIR
+    | InotifyConstants.IN_UNMOUNT | InotifyConstants.IN_ONLYDIR | InotifyConstants.IN_MASK_ADD
 )  # fmt: skip
+_OF_SEQUENCERS = InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_ATTRIB
 # IN_MOVE_SELF for the root only. Elsewhere the parent tells of a move, and an inode that is watched under its
 # new name by then would be taken for gone.
 # IN_ATTRIB for the mode and owner that a directory gets after it was made: it may have been closed to us until then.
-SEQUENCER_MASK = _ALL | InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_ATTRIB
+SEQUENCER_MASK = _ALL | _OF_SEQUENCERS
 _ROOT_MASK = SEQUENCER_MASK | InotifyConstants.IN_MOVE_SELF
 # No IN_MODIFY and no IN_ATTRIB: transfer logs in a run are appended to all the time.
-RUN_MASK = _ALL | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_DONT_FOLLOW
+_OF_RUNS = InotifyConstants.IN_CLOSE_WRITE
+RUN_MASK = _ALL | _OF_RUNS | InotifyConstants.IN_DONT_FOLLOW
 _GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
 _LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -46,6 +50,7 @@ class Tree(Protocol):
     """Whom an emitter tells what happened. Called by its threads."""
 
     close_seconds: float
+    settle_seconds: float
 
     def arrived(self, directory: str, name: str) -> None:
         """Take in what has just appeared in the root or in a sequencer."""
@@ -252,7 +257,9 @@ class Emitter(EventEmitter):
     def sentinel_touched(self, run: str, is_new: bool) -> None:
         """Take in an event of the run's sentinel. A new file's content is there when it is closed, not before."""
         if is_new and _is_being_made(f"{run}/{self.awaited}"):
-            self.report_later(run, self.tree.close_seconds, self._await_close(run))
+            is_open = self._await_close(run)
+            self.report_later(run, self.tree.settle_seconds, is_open)
+            self.report_later(run, self.tree.close_seconds, is_open)
         else:
             self._open.pop(run, None)
             self.report(run)
@@ -307,10 +314,9 @@ class _Watched:
         """React to what happened to the directory or in it."""
         emitter, name = self._emitter, os.fsdecode(event.name)
         if not name:
-            if event.mask & _GONE:
-                emitter.gone(self._path, event.wd)
-            elif event.is_attrib:  # a mount or what a link leads to has no parent here that would tell
-                emitter.tree.opened(self._path)
+            self._on_itself(event)
+        elif event.mask & (_OF_SEQUENCERS if self._is_run else _OF_RUNS):
+            return  # meant for the other way to this directory
         elif self._is_run:
             if name == emitter.awaited:
                 emitter.sentinel_touched(self._path, event.is_create)
@@ -321,6 +327,12 @@ class _Watched:
         else:
             # Links too: one may stand for a sequencer, or be reported as a run that cannot be taken.
             emitter.tree.arrived(self._path, name)
+
+    def _on_itself(self, event: InotifyEvent) -> None:
+        if event.mask & _GONE:
+            self._emitter.gone(self._path, event.wd)
+        elif event.is_attrib:  # a mount or what a link leads to has no parent here that would tell
+            self._emitter.tree.opened(self._path)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """Note that the kernel has ended this watch."""

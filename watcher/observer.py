@@ -32,8 +32,8 @@ from watcher.sentinels import (
 )
 
 CLOSE_SECONDS = 10.0
-"""How long a sentinel that was seen being created may stay open before it is read all the same: a file made
-in another way than by opening it is never closed."""
+"""How long a sentinel that was seen being created may stay open before it is read all the same, if it is not whole
+before: a file made in another way than by opening it is never closed."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Observer:
         self._on_sighting = on_sighting
         self._on_lost = on_lost
         self.close_seconds = close_seconds
+        self.settle_seconds = SETTLE_SECONDS
         self._now = now
         self._observer: BaseObserver | None = None
         self._emitter: Emitter | None = None
@@ -203,7 +204,8 @@ class Observer:
 
     def _look(self, path: str, may_be_link: bool) -> Sighting:
         emitter, sighting = self._emitter, self._inspect(path, may_be_link)
-        if emitter and sighting.state in (State.READY, State.HELD) and emitter.is_open(path):
+        is_legible = sighting.state in (State.READY, State.HELD)
+        if emitter and is_legible and not sighting.is_whole and emitter.is_open(path):
             return Sighting(sighting.run, State.UNSETTLED)
         if emitter and sighting.state is State.UNSETTLED:
             if sighting.is_denied:

@@ -72,12 +72,14 @@ class Sighting:
     """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so.
 
     `is_denied`: this user may not look; the run is unusable, or unsettled while it was changed just now.
+    `is_whole`: the sentinel holds a whole line, so that its writer has no more to write.
     """
 
     run: Run
     state: State
     reason: str = ""
     is_denied: bool = False
+    is_whole: bool = False
 
 
 def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
@@ -146,9 +148,11 @@ def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]
     # Both moments count: it may have been emptied between them, however long this process was held up there.
     if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
         return Sighting(run, State.UNSETTLED)
-    if content.strip().isdigit() and int(content) != 0:
-        return Sighting(run, State.HELD, f"the sentinel holds exit code {int(content)}: the transfer failed")
-    return Sighting(run, State.READY)
+    is_code, is_whole = content.strip().isdigit(), content.endswith(b"\n")
+    if is_code and int(content) != 0:
+        reason = f"the sentinel holds exit code {int(content)}: the transfer failed"
+        return Sighting(run, State.HELD, reason, is_whole=is_whole)
+    return Sighting(run, State.READY, is_whole=is_code and is_whole)
 
 
 def unusable_name(name: str, max_bytes: int) -> str | None:
