@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from host import as_nobody, make_reachable, mounted, require_root
+from host import as_nobody, make_reachable, require_root
 
 from watcher.observer import Observer
 from watcher.sentinels import (
@@ -22,9 +22,7 @@ from watcher.sentinels import (
     Policy,
     Sighting,
     State,
-    file_system_type,
     inspect,
-    network_places,
     unusable_name,
 )
 
@@ -277,31 +275,6 @@ def test_any_name_that_utf8_can_write_is_usable(name: str) -> None:
 )
 def test_an_unusable_name_is_given_its_reason(name: str, reason: str) -> None:
     assert reason in str(unusable_name(name, 200))
-
-
-def test_the_type_of_a_file_system_comes_from_the_kernels_table() -> None:
-    assert file_system_type(Path("/proc")) == "proc"
-    assert file_system_type(Path("/proc/self")) == "proc"
-
-
-@pytest.mark.root
-def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(
-    tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
-    (tmp_path / "mount").mkdir()
-    with mounted(tmp_path / "mount") as place:
-        (place / "below").mkdir()
-        assert file_system_type(place / "below") == "tmpfs"
-    assert file_system_type(tmp_path / "mount") == file_system_type(tmp_path)
-
-
-def test_on_a_local_disk_no_place_is_on_the_network_whatever_links_and_files_there_are(tmp_path: Path) -> None:
-    (tmp_path / "A").mkdir()
-    (tmp_path / "file").touch()
-    (tmp_path / "nowhere").symlink_to("nowhere")
-    (tmp_path / "proc").symlink_to("/proc")
-    assert network_places(tmp_path) == {}
 
 
 # What a sweep sees

@@ -37,6 +37,7 @@ Where the code left the design it was built to, and why:
   not gpg's words, and the `fsync` is on the descriptor that wrote. (`watcher.archive.writing`)
 - `job` is a room of its own below the adapters: what tar, gpg, the leases and the main thread share.
 - `tar` is a room beside `archive`: the stream of a run, and the files that it ends in, are two jobs.
+- `mounts` is a room beside `sentinels`: where rescans have to stand in for events, and when that changes.
 - `inotify` and `observer` are rooms of their own beside `sentinels`: watches, what events lead to, and what
   a sentinel says are three jobs.
 - `debris` is a room beside the worker: what no claim will ever remove is found once a day.

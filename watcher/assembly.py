@@ -14,8 +14,9 @@ from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
 from watcher.metrics import Metrics
+from watcher.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
 from watcher.observer import Observer
-from watcher.sentinels import NETWORK_FILE_SYSTEMS, Policy, file_system_type, network_places
+from watcher.sentinels import Policy
 from watcher.service import Notifier, Service, Settings, lock_file
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
@@ -85,12 +86,12 @@ def service(config: Config, metrics: Metrics) -> Service:
     database = statusdb(config, abort.wait)
     leases = LeaseKeeper(database, config.lease_seconds)
     place = Shelf(config.destination_path, config.run_keys_path, lock_file(config.destination_path, config.worker_id))
-    interval = config.network_rescan_interval if remote_places(config) else config.rescan_interval
     return Service(
         Settings(
             worker_id=config.worker_id,
             sequencing_path=config.sequencing_path,
-            rescan_interval=interval,
+            rescan_interval=config.rescan_interval,
+            network_rescan_interval=config.network_rescan_interval,
             stall_limit=config.stall_limit,
             lease_seconds=config.lease_seconds,
             jobs=config.max_concurrent_jobs,
@@ -99,6 +100,7 @@ def service(config: Config, metrics: Metrics) -> Service:
         place,
         worker.Worker(_worker_settings(config), database, place, leases),
         leases,
+        Places(config.sequencing_path, config.ignore),
         partial(
             Observer, config.sequencing_path, ignore=config.ignore, policy=Policy(config.sentinel_policy)
         ),

@@ -163,11 +163,6 @@ def _prepared(options: argparse.Namespace) -> Config:
 
 def _watch(options: argparse.Namespace) -> int:
     loaded = _prepared(options)
-    for place, kind in assembly.remote_places(loaded).items():
-        logger.warning(
-            "'%s' is on a network file system (%s): what other hosts write there causes no events here; "
-            "rescanning every %g s", place, kind, loaded.network_rescan_interval,
-        )  # fmt: skip
     with worker_lock(loaded.destination_path, loaded.worker_id):
         return assembly.service(loaded, Metrics()).run()
 

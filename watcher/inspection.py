@@ -22,8 +22,9 @@ from watcher.errors import ConfigError, WatcherError
 from watcher.intake import collision
 from watcher.journal import printable
 from watcher.model import Document, Status, status_of
+from watcher.mounts import file_system_type
 from watcher.observer import Observer
-from watcher.sentinels import NOT_THERE, Policy, Sighting, State, file_system_type, unusable_name
+from watcher.sentinels import NOT_THERE, Policy, Sighting, State, unusable_name
 from watcher.statusdb import StatusDB, path_of
 from watcher.tar import tar_version
 

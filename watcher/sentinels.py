@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,27 +24,6 @@ it; a directory that may not be searched because another user copies it, and giv
 
 SENTINEL_BYTES = 64
 """Of a sentinel so much is read; an exit code has at most three digits."""
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        # files of a server
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "coda", "fuse.sshfs", "fuse.smbnetfs", "fuse.curlftpfs", "davfs",
-        # clusters; several have a client in the kernel and one through FUSE
-        "lustre", "gpfs", "beegfs", "fuse.beegfs", "fhgfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "glusterfs",
-        "fuse.glusterfs", "panfs", "wekafs", "cvfs", "orangefs", "pvfs2", "fuse.mfs", "fuse.lizardfs", "fuse.saunafs",
-        "fuse.quobyte", "fuse.juicefs",
-        # one disk that several hosts mount
-        "ocfs2", "gfs2",
-        # a virtual machine's share of what its host has: the host writes there too
-        "9p", "virtiofs", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs",
-        # object stores
-        "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.goofys", "fuse.mountpoint-s3",
-    }
-)  # fmt: skip
-"""Types in /proc/self/mountinfo on which somebody else's changes cause no events here, and his locks may not hold.
-
-One too many costs some listings a minute; one that is missing makes runs wait for `rescan_interval`.
-"""
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What a path says that leads to nothing."""
@@ -166,42 +145,3 @@ def unusable_name(name: str, max_bytes: int) -> str | None:
     if len(encoded) > max_bytes:
         return f"its name has {len(encoded)} bytes and may have {max_bytes}; rename it"
     return None
-
-
-def network_places(root: Path, ignore: Collection[str] = ()) -> dict[Path, str]:
-    """Return, with the types, which of `root` and its sequencers lie on network file systems.
-
-    A sequencer may be a mount or a link; one on the root's own file system is not named beside it.
-    """
-    kinds = {root: file_system_type(root)}
-    for place in _directories(root):
-        if place.name not in ignore and _device(place) not in (None, _device(root)):
-            kinds[place] = file_system_type(place)
-    return {place: kind for place, kind in kinds.items() if kind in NETWORK_FILE_SYSTEMS}
-
-
-def _directories(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if os.path.isdir(entry.path))  # noqa: PTH112  # as in `inspect`
-    except OSError:
-        return []
-
-
-def _device(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_dev
-    except OSError:
-        return None
-
-
-def file_system_type(path: Path) -> str:
-    """Return the type of the file system that holds `path`, as the kernel's mount table has it."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == wanted:
-                return rest.split()[0]
-    return "unknown"

@@ -34,6 +34,7 @@ from watcher.journal import printable
 from watcher.lease import LeaseKeeper, StaleClaims
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
+from watcher.mounts import Places
 from watcher.observer import Observer
 from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
@@ -60,6 +61,7 @@ class Settings:
     worker_id: str
     sequencing_path: Path
     rescan_interval: float
+    network_rescan_interval: float
     stall_limit: float
     lease_seconds: float
     jobs: int
@@ -132,6 +134,7 @@ class Service:
         shelf: Shelf,
         worker: Worker,
         leases: LeaseKeeper,
+        places: Places,
         observe: Callable[..., Observer],
         metrics: Metrics,
         abort: threading.Event,
@@ -141,6 +144,8 @@ class Service:
         self._statusdb = statusdb
         self._worker = worker
         self._leases = leases
+        self._places = places
+        self._remote: dict[Path, str] = {}
         self._metrics = metrics
         self._notifier = notifier
         self._abort = abort
@@ -167,6 +172,7 @@ class Service:
             self._start("changes", lambda: self._feed.follow(self._stopping))
             self._start("intake", lambda: self._intake.follow(self._abort))
             self._observer.start()
+            self._look_at_places()
             self._rescan_completely("first rescan")
             self._notifier.send("READY=1", f"STATUS={self._state()}")
             logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
@@ -192,6 +198,7 @@ class Service:
     def _watch(self) -> None:
         while not self._stopping.is_set():
             if self._rescan_at <= time.monotonic():
+                self._look_at_places()
                 self._rescan("rescan")
             self._look_after()
             due = self._dispatcher.release_due()
@@ -216,6 +223,8 @@ class Service:
             logger.error("the observer is started anew: %s", trouble)
             self._observer.restart()
             self._rescan_at = 0.0
+        if self._places.have_changed():
+            self._inbox.put(f"something was mounted or unmounted in '{self._settings.sequencing_path}'")
         for job in self._leases.jobs():
             job.cancel_if_stalled(self._settings.stall_limit)
         self._feed_watchdog()
@@ -234,6 +243,16 @@ class Service:
         if time.monotonic() - self._fed_at >= TICK_SECONDS:
             self._feed_watchdog()
 
+    def _look_at_places(self) -> None:
+        """Learn where rescans have to stand in for events, and say it once."""
+        before, self._remote = self._remote, self._places.look()
+        for place, kind in self._remote.items():
+            if before.get(place) != kind:
+                logger.warning(
+                    "'%s' is on a network file system (%s): what other hosts write there causes no events here; "
+                    "rescanning every %g s", place, kind, self._settings.network_rescan_interval,
+                )  # fmt: skip
+
     def _rescan_completely(self, why: str) -> None:
         """Rescan until nothing of it has failed: the status database may go away in the middle."""
         pauses = growing_pauses()
@@ -242,7 +261,8 @@ class Service:
 
     def _rescan(self, why: str) -> bool:
         started = time.monotonic()
-        self._rescan_at = started + self._settings.rescan_interval * random.uniform(0.9, 1.1)  # noqa: S311
+        interval = self._settings.network_rescan_interval if self._remote else self._settings.rescan_interval
+        self._rescan_at = started + interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
             seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)
             for document in self._statusdb.pending():
@@ -250,7 +270,7 @@ class Service:
             self._take_back_own()
         except NotTheRunsFault as error:
             logger.warning("%s not complete, tried again soon: %s", why, error)
-            self._rescan_at = time.monotonic() + min(10.0, self._settings.rescan_interval)
+            self._rescan_at = time.monotonic() + min(10.0, interval)
             return False
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())

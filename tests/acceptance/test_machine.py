@@ -15,7 +15,7 @@ from typing import NoReturn
 import pytest
 from facility import COMMAND, Site, assert_same_tree, wait_until
 from gate import Gate
-from host import limited_command, require_namespace
+from host import limited_command, mounted, require_namespace, require_root
 from network_mount import TYPE, NetworkMount
 
 
@@ -95,6 +95,41 @@ def test_beside_a_network_file_system_what_no_event_tells_of_is_found_by_the_sho
     site.complete(site.make_run())
     daemon.wait_for_log("run_001: registered .* noticed by rescan")
     assert daemon.stop() == 0
+
+
+@pytest.mark.root
+def test_a_network_file_system_that_is_mounted_later_is_noticed_and_said(site: Site, network: Path) -> None:
+    site.configure(rescan_interval="1 h", network_rescan_interval="0.3 s")
+    daemon = site.start().wait_ready()
+    subprocess.run(["mount", "--bind", str(network), str(site.sequencing / "sequencer_B")], check=True)
+    try:
+        line = daemon.wait_for_log("network file system")
+        daemon.wait_for_log("something was mounted or unmounted in .*: a rescan finds")
+        assert f"'{site.sequencing / 'sequencer_B'}' is on a network file system ({TYPE})" in line
+        wait_until(lambda: daemon.log.count("runs seen in") > 4, "rescans in the shorter interval")
+        assert daemon.log.count("network file system") == 1
+    finally:
+        subprocess.run(["umount", str(site.sequencing / "sequencer_B")], check=True)
+    site.complete(site.make_run("run_001", "sequencer_B"))
+    site.wait_for()
+    assert daemon.stop() == 0
+
+
+@pytest.mark.root
+def test_a_sequencer_that_is_mounted_later_is_watched(
+    site: Site, tmp_path: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    site.configure(rescan_interval="1 h")
+    daemon = site.start().wait_ready()
+    with mounted(site.sequencing / "sequencer_B"):
+        run = site.make_run("run_001", "sequencer_B")
+        daemon.wait_for_log("something was mounted or unmounted in")
+        wait_until(lambda: daemon.log.count("runs seen in") == 2, "the rescan for it")
+        site.complete(run)
+        daemon.wait_for_log("run_001: registered .* noticed by event")
+        site.wait_for()
+        assert daemon.stop() == 0
 
 
 def unreadable_sequencing_path(site: Site) -> str:

@@ -1,0 +1,75 @@
+"""On which file systems things lie, by the kernel's own table, and what is mounted meanwhile."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from host import mounted, require_root
+
+from watcher.mounts import Places, file_system_type, network_places
+
+
+def test_the_type_of_a_file_system_comes_from_the_kernels_table() -> None:
+    assert file_system_type(Path("/proc")) == "proc"
+    assert file_system_type(Path("/proc/self")) == "proc"
+
+
+@pytest.mark.root
+def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(
+    tmp_path: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    (tmp_path / "mount").mkdir()
+    with mounted(tmp_path / "mount") as place:
+        (place / "below").mkdir()
+        assert file_system_type(place / "below") == "tmpfs"
+    assert file_system_type(tmp_path / "mount") == file_system_type(tmp_path)
+
+
+def test_on_a_local_disk_no_place_is_on_the_network_whatever_links_and_files_there_are(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("nowhere")
+    (tmp_path / "proc").symlink_to("/proc")
+    assert network_places(tmp_path) == {}
+
+
+def test_nothing_has_changed_where_nothing_was_mounted(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    places = Places(tmp_path)
+    assert places.look() == {}
+    (tmp_path / "B").mkdir()
+    assert not places.have_changed()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("where", ["", "A", "linked"])
+def test_a_mount_at_the_root_or_a_sequencer_is_noticed_once_when_it_comes_and_when_it_goes(
+    tmp_path: Path, where: str, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for directory in (root / "A", elsewhere):
+        directory.mkdir(parents=True)
+    (root / "linked").symlink_to(elsewhere)
+    places = Places(root)
+    places.look()
+    with mounted((root / where).resolve()):
+        assert places.have_changed()
+        assert places.look() == {}
+        assert not places.have_changed()
+    assert places.have_changed()
+
+
+@pytest.mark.root
+def test_a_mount_elsewhere_or_on_an_ignored_sequencer_is_nothing_to_us(
+    tmp_path: Path, unavailable: Callable[[str], NoReturn]
+) -> None:
+    require_root(unavailable)
+    for name in ("root/A", "root/ignored", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    places = Places(tmp_path / "root", ["ignored"])
+    places.look()
+    with mounted(tmp_path / "elsewhere"), mounted(tmp_path / "root" / "ignored"):
+        assert not places.have_changed()
