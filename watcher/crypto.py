@@ -48,11 +48,12 @@ _OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings", "--no-auto-ch
 """A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8; and gpg
 must not bring its trust database up to date, for which it would wait as long as another process locks that."""
 
-_FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712")
+_FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65536")
 """No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
 
-The count is the highest there is. Without one gpg asks its agent how quick this machine is, and fails where none can
-start: in a home that is full or read-only.
+Rounds make a weak passphrase costly to guess; 32 random bytes need none, so the count is the least that gpg takes by
+itself. Without one gpg asks its agent how quick this machine is, and fails where no agent can start: in a home that is
+full or read-only.
 """
 
 _WITHOUT_KEYS = ("--no-keyring",)

@@ -15,7 +15,7 @@ from couchdb_server import Database
 from facility import Site, assert_same_tree
 from fault_proxy import Fault, FaultProxy, Request
 from hall import Hall, await_step, say, seeded, size
-from workbench import Bench
+from workbench import Bench, die
 
 from watcher.errors import NoSpace, StatusDBUnavailable, TarFailed
 from watcher.model import Claim, Phase, Progress, Run
@@ -119,6 +119,54 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
             assert site.debris() == []
         say(f"{fault.name}: {cut} of {count} requests cut, 0 lost")
         assert cut == count
+
+
+FINISHED: dict[str, Callable[[Bench], Bench]] = {
+    "not announced": lambda bench: bench.with_shelf("stage_manifest", die, after=True),
+    "announced": lambda bench: bench.with_shelf("publish", die),
+    "announced, and gone since": lambda bench: bench.with_shelf("publish", die),
+}
+"""What a maker that died has left for the next to adopt."""
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, Fault.DOWN])
+@pytest.mark.parametrize("left", FINISHED)
+def test_each_request_of_a_story_that_adopts_may_fail(
+    site: Site, couchdb_database: Database, left: str, fault: Fault
+) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        bench = through(proxy, site, couchdb_database)
+        direct = Bench.of(site, lambda: CouchDBStore(Login(couchdb_database.url, couchdb_database.name)))
+
+        def leave(name: str) -> tuple[Run, str]:
+            run = named(site, name)
+            direct.statusdb().register([run])
+            FINISHED[left](direct).dies(run)
+            maker: str = direct.document(run)["claim"]["token"]
+            if "gone" in left:
+                direct.shelf.staged_archive(run.name, maker).unlink()
+            return run, maker
+
+        run, _ = leave("clean")
+        before = len(proxy.requests)
+        assert story(bench, run) == [Outcome.ENCRYPTED]
+        count = len(proxy.requests) - before
+        for index in range(count):
+            run, maker = leave(f"run_{index}")
+            number = len(proxy.requests) + index
+            break_one(proxy, number, fault)
+            outcomes = story(bench, run)
+            proxy.release()
+            assert proxy.faults[number] is fault
+            assert outcomes.count(Outcome.ENCRYPTED) == 1
+            document = insist(lambda run=run: bench.document(run))
+            assert (document["status"], document["failure_count"]) == ("encrypted", 0)
+            made_by = document["last_claim"] if "gone" in left else maker
+            assert document["archive"]["token"] == made_by
+            assert_same_tree(run.path, site.restore(run.name))
+            assert site.debris() == []
+        say(f"{fault.name}, {left}: {count} requests cut, 0 lost")
+        assert count >= 5, "register, look, claim, record"
 
 
 def claim(bench: Bench, run: Run) -> Claim:
