@@ -12,12 +12,9 @@ import requests
 from couchdb_server import Database, PouchServer, Unavailable
 from facility import Site, keyring, make_key
 from gate import Gate
-from host import the_machine
+from host import IS_SHARED, the_machine
 
 ANSWER_SECONDS = 60
-
-IS_SHARED = "TESTS_SHARE_THE_MACHINE"
-"""Set where tests are started by a test, which has the lock for them."""
 
 
 def pytest_configure() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 NOBODY = 65534
+IS_SHARED = "TESTS_SHARE_THE_MACHINE"
+"""Set in the environment where tests are started by a test, which has the lock for them."""
 
 
 def require_root(unavailable: Callable[[str], NoReturn]) -> None:

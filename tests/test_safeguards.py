@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from host import IS_SHARED
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 300
 
 
 class Safeguard(NamedTuple):
-    """A line of `file` and what stands there without it; `test` is the one that must notice."""
+    """A line of `file` and what stands there without it; `test` is the one that must notice, of many cases one."""
 
     file: str
     line: str
@@ -38,7 +41,7 @@ SAFEGUARDS = {
         "statusdb/__init__.py",
         "if found is None or not (has_ended or model.is_held(found, self._token)):",
         "if found is None:",
-        "test_worker.py::test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published",
+        "test_worker.py::test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published[before-refuse_foreign]",
     ),
     "a lost claim's answer compares tokens": Safeguard(
         "statusdb/__init__.py",
@@ -69,7 +72,7 @@ SAFEGUARDS = {
         '            if lease.document.get("archive") is None or not lease.is_trusted:\n'
         "                lease.write(self._statusdb.announce, archive)\n",
         "",
-        "test_worker.py::test_a_finished_archive_is_adopted_after_a_crash",
+        "test_worker.py::test_a_finished_archive_is_adopted_after_a_crash[before the announcement arrives]",
     ),
     "the worker's lock": Safeguard(
         "service.py",
@@ -81,13 +84,13 @@ SAFEGUARDS = {
         "worker.py",
         "        for token in claim.former:\n            self._shelf.drop(name, token)\n",
         "",
-        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again",
+        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
     ),
     "what came after our claim is spared": Safeguard(
         "worker.py",
         "return self._attempt(replace(claim, former=former), lease, job)",
         "return self._attempt(replace(claim, former=()), lease, job)",
-        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again",
+        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
     ),
     "a file is on the disk before it is announced": Safeguard(
         "archive.py",
@@ -135,7 +138,8 @@ SAFEGUARDS = {
         "archive.py",
         "if _sha256_of(staged, moved) != sha256 and _sha256_of(final, moved) != sha256:",
         "if not staged.exists() and not final.exists():",
-        "test_worker.py::test_a_staged_file_that_is_not_the_announced_one_is_not_adopted",
+        "test_worker.py::test_a_staged_file_that_is_not_the_announced_one_is_not_adopted"
+        "[before it publishes-staged_archive]",
     ),
     "adopting looks at staged names first": Safeguard(
         "archive.py",
@@ -153,7 +157,8 @@ SAFEGUARDS = {
         "worker.py",
         "if plain != report.stream:",
         "if False:",
-        "test_worker.py::test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file",
+        "test_worker.py::test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file"
+        "[ValidateFailed, since gpg lost the end of what tar gave]",
     ),
     "tar ended clean": Safeguard(
         "tar.py",
@@ -170,22 +175,53 @@ SAFEGUARDS = {
 }
 
 
+PLUGIN = """
+import watcher
+
+
+def pytest_report_header():
+    return f"watcher is {watcher.__file__}"
+"""
+
+
+def copy_of_the_code(directory: Path) -> Path:
+    """Copy the package into a directory, with a plugin of pytest's beside it that tells whose is imported."""
+    shutil.copytree(ROOT / "watcher", directory / "watcher", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "whose.py").write_text(PLUGIN, encoding="ascii")
+    return directory / "watcher"
+
+
+def run_tests(tests: Iterable[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run tests against the copy in a directory, up to the first that fails."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "whose",
+            "-o", f"pythonpath={directory}", *(f"tests/{test}" for test in tests),
+        ],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(directory), IS_SHARED: "1"},
+        capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    assert f"watcher is {directory / 'watcher' / '__init__.py'}\n" in done.stdout, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_tests_that_miss_a_safeguard_pass_where_none_is_taken_out(tmp_path: Path) -> None:
+    tests = {safeguard.test for safeguard in SAFEGUARDS.values()}
+    copy_of_the_code(tmp_path)
+    done = run_tests(tests, tmp_path)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
+    assert re.search(r"= \d+ passed in ", done.stdout.splitlines()[-1]), done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAFEGUARDS)
 def test_a_safeguard_that_is_taken_out_is_missed(name: str, tmp_path: Path) -> None:
     safeguard = SAFEGUARDS[name]
-    shutil.copytree(ROOT / "watcher", tmp_path / "watcher", ignore=shutil.ignore_patterns("__pycache__"))
-    file = tmp_path / "watcher" / safeguard.file
+    file = copy_of_the_code(tmp_path) / safeguard.file
     source = file.read_text()
     assert source.count(safeguard.line) == 1
     file.write_text(source.replace(safeguard.line, safeguard.without))
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-            "-o", f"pythonpath={tmp_path}", f"tests/{safeguard.test}",
-        ],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path), "TESTS_SHARE_THE_MACHINE": "1"},
-        capture_output=True, text=True, check=False, timeout=SECONDS,
-    )  # fmt: skip
+    done = run_tests([safeguard.test], tmp_path)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
     assert " failed" in done.stdout.splitlines()[-1], done.stdout

@@ -40,11 +40,6 @@ def seeded(name: str) -> random.Random:
     return random.Random(f"{name} {seed}")
 
 
-def size(variable: str, default: int) -> int:
-    """Return how often a test does what it does: `CHAOS_SCALE` times what fits CI, or what `variable` says."""
-    return int(os.environ.get(variable) or default * int(os.environ.get("CHAOS_SCALE", "1")))
-
-
 class Hall:
     """A site, its daemons by worker id, and the runs that were completed in it."""
 

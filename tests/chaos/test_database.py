@@ -14,7 +14,8 @@ import requests
 from couchdb_server import Database
 from facility import Site, assert_same_tree
 from fault_proxy import Fault, FaultProxy, Request
-from hall import Hall, await_step, say, seeded, size
+from hall import Hall, await_step, say, seeded
+from scale import size
 from workbench import Bench, die
 
 from watcher.errors import NoSpace, StatusDBUnavailable, TarFailed

@@ -7,7 +7,8 @@ import time
 import pytest
 from couchdb_server import Database
 from facility import Site
-from hall import STEPS, Hall, await_step, say, seeded, size
+from hall import STEPS, Hall, await_step, say, seeded
+from scale import size
 
 pytestmark = pytest.mark.chaos
 

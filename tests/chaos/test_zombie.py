@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 
@@ -10,10 +9,11 @@ import pytest
 from couchdb_server import Database
 from facility import Daemon, Site, wait_until
 from hall import STEPS, Hall, await_step, children_of, say, signal_all
+from scale import size
 
 pytestmark = pytest.mark.chaos
 
-ROUNDS = int(os.environ.get("CHAOS_SCALE", "1"))
+ROUNDS = size("CHAOS_ZOMBIES", 1)
 SLEEPY_STEPS = [step for step in STEPS if step not in ("registered", "recorded")]
 
 

@@ -1,10 +1,17 @@
-"""Real workers that go one step at a time: each waits before every call to the database or the shelf."""
+"""Real workers that go one step at a time: each waits before every call to the database or the shelf.
+
+It also waits before each of its own looks and strokes in the shelf's directories, wherever in a call they are.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from facility import PATIENCE_SECONDS
@@ -27,13 +34,15 @@ class Gate:
         self._permits = 0
         self._is_waiting = False
         self._has_ended = False
+        self.next_step = ""
         self.is_dead = False
         self.loses_next_answer = False
         self.refuses_next_write = False
 
-    def pass_one(self) -> None:
-        """Wait for a permit; called by the worker's thread."""
+    def pass_one(self, step: str) -> None:
+        """Wait for a permit to do `step`; called by the worker's thread."""
         with self._changed:
+            self.next_step = step
             self._is_waiting = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._permits or self.is_dead)
@@ -71,6 +80,33 @@ class Gate:
         assert self._changed.wait_for(reached, PATIENCE_SECONDS), "the worker hangs"
 
 
+FILE_STEPS = {"open", "os.listdir", "os.link", "os.rename", "os.remove"}
+"""What Python audits of a file before it happens. To look whether a name is there is not among it."""
+
+
+class _Here(threading.local):
+    """The gate of the worker whose thread this is, and the directories in which it waits before each file step."""
+
+    gate: Gate | None = None
+    directories: tuple[Path, ...] = ()
+
+
+_here = _Here()
+
+
+@cache  # an audit hook is never taken out again
+def gate_file_steps() -> None:
+    """Let workers' threads wait before each step on a file, as far as they have a gate."""
+    sys.addaudithook(_wait_before)
+
+
+def _wait_before(event: str, arguments: tuple[Any, ...]) -> None:
+    if _here.gate and event in FILE_STEPS and isinstance(arguments[0], str | os.PathLike):
+        path = Path(arguments[0])
+        if path in _here.directories or path.parent in _here.directories:
+            _here.gate.pass_one(event)
+
+
 class Gated:
     """`real`, with the gate before each call."""
 
@@ -84,7 +120,7 @@ class Gated:
 
     def _call(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         gate = self._gate
-        gate.pass_one()
+        gate.pass_one(name)
         if name == "put" and gate.refuses_next_write:
             gate.refuses_next_write = False
             raise StatusDBUnavailable("refused, says the test")
@@ -105,9 +141,11 @@ class SteppedWorker:
         make_store, gate = bench.make_store, self.gate
         gated = replace(bench, shelf=Gated(bench.shelf, gate), make_store=lambda: Gated(make_store(), gate))
         self._worker: Worker = gated.worker()
+        self._directories = (bench.shelf.destination, bench.shelf.keys)
         document = bench.document(run)
         stale_rev = document["_rev"] if document["status"] == "processing" else None
         self._thread = threading.Thread(target=self._work, args=(run, stale_rev), daemon=True)
+        gate_file_steps()
         self._thread.start()
 
     @property
@@ -119,6 +157,13 @@ class SteppedWorker:
         """Let it do so many steps."""
         self.gate.let(steps)
         self._reap()
+
+    def let_beyond(self, landmarks: Collection[str], steps: int) -> None:
+        """Let it go on until it is about to do one of the landmarks, and then so many steps; or to its end."""
+        self.let(1)
+        while not self.has_ended and self.gate.next_step not in landmarks:
+            self.let(1)
+        self.let(steps)
 
     def stop(self) -> None:
         """Tell it to stop, as a second signal does."""
@@ -139,6 +184,7 @@ class SteppedWorker:
             self._thread.join(PATIENCE_SECONDS)
 
     def _work(self, run: Run, stale_rev: str | None) -> None:
+        _here.gate, _here.directories = self.gate, self._directories
         try:
             self.outcome = self._worker.work(run, stale_rev)
         except (Died, StatusDBUnavailable):

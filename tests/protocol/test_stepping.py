@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import ClassVar
 
 import pytest
@@ -23,7 +26,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stepping import SteppedWorker
+from scale import size
+from stepping import FILE_STEPS, SteppedWorker
 from workbench import Bench
 
 from watcher.model import Document, Run
@@ -31,15 +35,24 @@ from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.store import DocumentStore
 from watcher.worker import Outcome
 
-EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "12"))
-"""Stories that hypothesis tells on each store; CI's size. A hundred take about ten minutes."""
+EXAMPLES = size("PROTOCOL_EXAMPLES", 40)
+"""Stories that hypothesis tells on each store. A hundred take about a minute, half of them told twice."""
 
 WORKERS = 3
+NAMING = ("publish", "adopt")
+NAMING_STEPS = 9
+"""From the beginning of `publish`, these lead to the removal of the last staged name."""
+
+RECIPIENT = "ops@example.org"
+STRANGE = b"a stranger's"
 StoreMaker = Callable[[Site], Callable[[], DocumentStore]]
 
 
 class Rivals(RuleBasedStateMachine):
-    """Workers that share a disk and a database, each going on, sleeping, dying when hypothesis says so."""
+    """Workers that share a disk and a database, each going on, sleeping, dying when hypothesis says so.
+
+    At most one misfortune comes to a story: it may need people, who then move away what stands in the way.
+    """
 
     gnupg: ClassVar[Path]
     make_store: ClassVar[StoreMaker]
@@ -47,10 +60,14 @@ class Rivals(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory(prefix="rivals-")
-        self.site = Site(Path(self.directory.name) / "site", self.gnupg, "ops@example.org")
+        self.site = Site(Path(self.directory.name) / "site", self.gnupg, RECIPIENT)
         self.bench = Bench.of(self.site, type(self).make_store(self.site))
         self.workers: dict[int, SteppedWorker] = {}
         self.recorded: tuple[Document, dict[str, tuple[int, bytes]]] | None = None
+        self.had_misfortune = False
+        self.strangers: dict[str, str] = {}
+        self.announced: set[tuple[str | None, str | None]] = set()
+        self.finished: set[str] = set()
         self.run: Run
 
     @initialize()
@@ -62,11 +79,29 @@ class Rivals(RuleBasedStateMachine):
 
     @rule(number=numbers, steps=st.integers(1, 12))
     def go_on(self, number: int, steps: int) -> None:
-        """A worker does some steps; one that has nothing to do finds the run, its claim stale if it has one."""
+        """A worker does some steps."""
+        self._busy(number).let(steps)
+
+    @rule(chance=st.randoms(use_true_random=True))
+    def give_names(self, chance: Random) -> None:
+        """Each in turn, workers go on to where they give a run's files their names, and fall asleep near there."""
+        for _ in range(chance.randint(3, 6)):
+            self.let_beyond(chance.randrange(WORKERS), chance.randint(0, NAMING_STEPS))
+
+    def let_beyond(self, number: int, steps: int) -> SteppedWorker:
+        """Let a worker come to where it gives files their names, and do so many steps more; return it."""
+        worker = self._busy(number)
+        worker.let_beyond(NAMING, steps)
+        self.final_names_show_what_the_document_says()
+        return worker
+
+    def _busy(self, number: int) -> SteppedWorker:
+        """Return a worker; one that has nothing to do finds the run, its claim stale if it has one."""
         worker = self.workers.get(number)
         if worker is None or worker.has_ended:
+            self.bench.now.advance(3601)  # past what a failed attempt waits for
             self.workers[number] = worker = SteppedWorker(self.bench.other(worker_id=f"worker_{number}"), self.run)
-        worker.let(steps)
+        return worker
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
@@ -80,32 +115,68 @@ class Rivals(RuleBasedStateMachine):
         if worker := self.workers.get(number):
             worker.stop()
 
-    @rule(number=numbers)
-    def lose_an_answer(self, number: int) -> None:
-        """A write will arrive, and its answer will not."""
+    @rule(number=numbers, arrives=st.booleans())
+    def fail_a_write(self, number: int, arrives: bool) -> None:
+        """A write will not arrive, or its answer will not."""
         if worker := self.workers.get(number):
-            worker.gate.loses_next_answer = True
+            worker.gate.loses_next_answer, worker.gate.refuses_next_write = arrives, not arrives
 
-    @rule(number=numbers)
-    def refuse_a_write(self, number: int) -> None:
-        """A write will not arrive."""
-        if worker := self.workers.get(number):
-            worker.gate.refuses_next_write = True
+    @precondition(lambda self: not self.had_misfortune and self.site.debris())
+    @rule(which=st.sampled_from(["final_archive", "final_key"]))
+    def meet_a_stranger(self, which: str) -> None:
+        """Somebody else's file takes a final name that is free."""
+        final: Path = getattr(self.bench.shelf, which)(self.run.name)
+        if not final.exists():
+            final.write_bytes(STRANGE)
+            self.strangers[final.name] = hashlib.sha256(STRANGE).hexdigest()
+            self.had_misfortune = True
+
+    @precondition(lambda self: not self.had_misfortune and self.site.debris())
+    @rule(is_gone=st.booleans())
+    def lose_data(self, is_gone: bool) -> None:
+        """A staged archive vanishes; or the host crashes, and the disk has lost a part of one."""
+        staged = sorted(path for path in self.site.debris() if path.name.endswith(".tar.gpg.partial"))
+        if not staged or staged[0].stat().st_nlink > 1:
+            return
+        self.had_misfortune = True
+        if is_gone:
+            staged[0].unlink()
+            return
+        for number in list(self.workers):
+            self.die(number)
+        if staged[0].exists():
+            os.truncate(staged[0], staged[0].stat().st_size // 2)
 
     @precondition(lambda self: hasattr(self, "run"))
     @invariant()
     def final_names_show_what_the_document_says(self) -> None:
-        """Whatever stands under a final name is the announced file; and what was recorded never changes."""
+        """What stands under a final name is the announced file or a stranger's; what was recorded never changes."""
         document, finals = self.bench.document(self.run), self.bench.finals()
         archive = document.get("archive", {})
-        digests = {archive.get("file"): archive.get("sha256"), archive.get("key_file"): archive.get("key_sha256")}
-        for name, (_, content) in finals.items():
-            assert hashlib.sha256(content).hexdigest() == digests[name]
+        ours = {archive.get("file"): archive.get("sha256"), archive.get("key_file"): archive.get("key_sha256")}
+        # Of an archive that was lost when its key had its name, the key stays, for people to look at.
+        self.announced = ours.items() | (self.announced if self.had_misfortune else set())
+        digests = {name: hashlib.sha256(content).hexdigest() for name, (_, content) in finals.items()}
+        assert self.strangers.items() <= digests.items()
+        assert digests.items() - self.strangers.items() <= self.announced
+        named = digests.keys() - self.strangers.keys()
+        assert named != {self.bench.shelf.final_archive(self.run.name).name}, "an archive stands without its key"
         if document["status"] == "encrypted":
-            assert len(finals) == 2
+            assert digests == ours
             self.recorded = self.recorded or (document, finals)
             assert (document, finals) == self.recorded
-        assert document["failure_count"] == 0
+        assert document["failure_count"] == 0 or self.had_misfortune
+        self._finished_archives_are_kept(document)
+
+    def _finished_archives_are_kept(self, document: Document) -> None:
+        """What its maker finished while it held the run, or announced, is staged until it is published."""
+        shelf, name = self.bench.shelf, self.run.name
+        token = document.get("claim", {}).get("token")
+        self.finished |= {document.get("archive", {}).get("token")} - {None}
+        self.finished |= {token} if token and shelf.is_finished(name, token) else set()
+        if not (self.had_misfortune or shelf.is_published(name)):
+            for token in self.finished:
+                assert shelf.staged_archive(name, token).exists(), "a finished archive is thrown away"
 
     def teardown(self) -> None:
         """Let those who sleep wake up late, then let somebody work undisturbed: the run ends encrypted."""
@@ -122,15 +193,29 @@ class Rivals(RuleBasedStateMachine):
             worker.finish()
             assert worker.bug is None
             self.final_names_show_what_the_document_says()
-        document = self.bench.document(self.run)
-        if document["status"] != "encrypted":
-            stale = document["_rev"] if document["status"] == "processing" else None
-            self.bench.now.advance(3601)
-            rescuer = self.bench.other(worker_id="rescuer")
-            assert rescuer.work(self.run, stale) is Outcome.ENCRYPTED
+        if self.bench.document(self.run)["status"] != "encrypted":
+            outcome = self._rescue()
+            if outcome is not Outcome.ENCRYPTED and self.had_misfortune:
+                self._clear_final_names()
+                outcome = self._rescue()
+            assert outcome is Outcome.ENCRYPTED
         self.final_names_show_what_the_document_says()
         assert_same_tree(self.run.path, self.site.restore(self.run.name))
         assert self.site.debris() == []
+
+    def _rescue(self) -> Outcome:
+        document = self.bench.document(self.run)
+        self.bench.now.advance(3601)
+        rescuer = self.bench.other(worker_id="rescuer")
+        return rescuer.work(self.run, document["_rev"] if document["status"] == "processing" else None)
+
+    def _clear_final_names(self) -> None:
+        """Do what an operator does: move away what stands in the way, and `retry`."""
+        self.final_names_show_what_the_document_says()
+        for path in (self.bench.shelf.final_archive(self.run.name), self.bench.shelf.final_key(self.run.name)):
+            path.unlink(missing_ok=True)
+        self.strangers.clear()
+        self.bench.statusdb().retry(self.run.name)
 
 
 def on_sqlite(_url: str) -> StoreMaker:
@@ -149,6 +234,50 @@ def on_couchdb(url: str) -> StoreMaker:
     return maker
 
 
+@contextmanager
+def story(gnupg: Path) -> Iterator[Rivals]:
+    """Register a run on SQLite; what is told of it while the context lasts ends well."""
+    told = type("Here", (Rivals,), {"gnupg": gnupg, "make_store": staticmethod(on_sqlite(""))})()
+    told.register()
+    try:
+        yield told
+    finally:
+        told.teardown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["maker", "adopter"])
+def test_a_maker_and_an_adopter_may_sleep_at_any_two_steps(first: str, gnupg: Path) -> None:
+    """Chance seldom meets the few steps in which one makes the other see half of what is done."""
+    asleep_before = set()
+    for made, adopted in itertools.product(range(NAMING_STEPS + 1), repeat=2):
+        with story(gnupg) as told:
+            workers = {"maker": told.let_beyond(0, made), "adopter": told.let_beyond(1, adopted)}
+            asleep_before |= {worker.gate.next_step for worker in workers.values()}
+            workers[first].finish()
+    assert asleep_before >= FILE_STEPS - {"os.rename"}
+
+
+MISFORTUNES: dict[str, Callable[[Rivals], None]] = {
+    "a stranger's archive": lambda told: told.meet_a_stranger("final_archive"),
+    "a stranger's key": lambda told: told.meet_a_stranger("final_key"),
+    "an archive that vanishes": lambda told: told.lose_data(is_gone=True),
+    "an archive that is damaged": lambda told: told.lose_data(is_gone=False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("misfortune", MISFORTUNES)
+def test_a_misfortune_may_come_at_any_step(misfortune: str, gnupg: Path) -> None:
+    came = 0
+    for steps in range(NAMING_STEPS + 1):
+        with story(gnupg) as told:
+            told.let_beyond(0, steps)
+            MISFORTUNES[misfortune](told)
+            came += told.had_misfortune
+    assert came > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "couchdb"])
 def test_workers_that_interfere_at_every_step_end_the_run_once(
@@ -160,7 +289,7 @@ def test_workers_that_interfere_at_every_step_end_the_run_once(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=25, deadline=None, database=None, print_blob=True,
+            max_examples=EXAMPLES, stateful_step_count=20, deadline=None, database=None, print_blob=True,
             suppress_health_check=list(HealthCheck), phases=[Phase.generate],
         ),
     )  # fmt: skip
