@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import yaml
 from facility import Daemon, Site, assert_same_tree, wait_until
 from gate import Gate
 from host import limited_command, require_namespace
@@ -29,13 +28,6 @@ from watcher.sentinels import SENTINEL
 from watcher.service import Notifier, worker_lock
 
 
-def begin(site: Site, name: str = "run_001") -> Path:
-    """Complete a run and wait until it stands at the gate, its archive begun."""
-    run = site.complete(site.make_run(name))
-    wait_until(lambda: any(name in path.name for path in site.debris()), f"the archive of {name} is begun")
-    return run
-
-
 def document(site: Site, name: str = "run_001") -> Document:
     """Return a run's document, which there is."""
     found = site.document(name)
@@ -46,21 +38,6 @@ def document(site: Site, name: str = "run_001") -> Document:
 # One process a worker id
 
 
-def test_a_second_daemon_of_the_same_worker_id_refuses_to_start(site: Site) -> None:
-    site.start().wait_ready()
-    second = site.command()
-    assert second.returncode == 3
-    assert "worker_1" in second.stderr
-    assert "worker_id" in second.stderr
-
-
-def test_a_daemon_of_another_worker_id_starts_beside_the_first(site: Site) -> None:
-    site.start().wait_ready()
-    config = site.root / "other.yaml"
-    config.write_text(yaml.safe_dump(site.options | {"worker_id": "worker_2"}), encoding="utf-8")
-    assert site.start(config=config, log="other.log").wait_ready().stop() == 0
-
-
 def test_the_lock_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> None:
     with worker_lock(tmp_path, "a/b"), pytest.raises(ConfigError, match="a/b"), worker_lock(tmp_path, "a/b"):
         pass
@@ -68,56 +45,7 @@ def test_the_lock_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> Non
         assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_restarted_daemon_takes_its_own_claims_back_at_once(site: Site, gate: Gate) -> None:
-    site.configure(lease_seconds=3600)
-    first = site.start(log="first.log", PATH=gate.path).wait_ready()
-    run = begin(site)
-    first.kill()
-    assert document(site)["status"] == "processing"
-    second = site.start(log="second.log").wait_ready()
-    second.wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
-    site.wait_for("run_001")
-    assert_same_tree(run, site.restore())
-    assert site.debris() == []
-
-
 # Signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_all_runs_finish_and_takes_nothing_new(
-    site: Site, gate: Gate, number: signal.Signals
-) -> None:
-    daemon = site.start(PATH=gate.path).wait_ready()
-    begin(site, "run_001")
-    begin(site, "run_002")
-    daemon.signal(number)
-    daemon.wait_for_log("taking nothing new")
-    late = Run(site.complete(site.make_run("run_003")))
-    gate.open()
-    assert daemon.wait() == 0
-    assert {document(site, name)["status"] for name in ("run_001", "run_002")} == {"encrypted"}
-    found = site.document(late.name)
-    assert found is None or found["status"] == "pending"
-    assert site.debris() == []
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_second_signal_cancels_at_once_and_costs_no_attempt(
-    site: Site, gate: Gate, number: signal.Signals, code: int
-) -> None:
-    daemon = site.start(PATH=gate.path).wait_ready()
-    begin(site)
-    daemon.signal(number)
-    daemon.wait_for_log("once more cancels it")
-    told_at = time.monotonic()
-    daemon.signal(number)
-    assert daemon.wait() == code
-    assert time.monotonic() - told_at < 5
-    found = document(site)
-    assert (found["status"], found["failure_count"]) == ("pending", 0)
-    assert "not_before" not in found
-    assert site.debris() == []
 
 
 def test_signals_are_heard_whichever_thread_they_come_to(site: Site, gate: Gate) -> None:

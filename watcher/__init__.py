@@ -27,8 +27,11 @@ Where the code left the design it was built to, and why:
   half has rotted ends `failed`, for people to look at. (`watcher.archive`)
 - gpg that fails to wrap a file key is nobody's fault: what it wraps is 64 characters, the same for every run.
   The proven archive waits for it. (`watcher.errors`)
-- No byte moved for `stall_limit`: if we wait in our own write, it is the disk that hangs, and the attempt does
-  not count. (`watcher.job`)
+- No byte moved for `stall_limit`: if we wait in our own read or write, it is the disk that hangs, and the attempt
+  does not count. A job that was cancelled is not kept alive: its thread may hang in the kernel, and whoever has a
+  disk that answers must get the run. (`watcher.job`, `watcher.lease`)
+- gpg encrypts and validates without an agent and without a keyring, which a full or read-only home would not let it
+  have. (`watcher.crypto`)
 - A finished archive has a manifest beside it while it is staged, so that it can be adopted even if the
   database was away from before it was announced until its maker died. (`watcher.archive`)
 - Who could not look at the others' claims for half a lease begins anew to count: after an outage of

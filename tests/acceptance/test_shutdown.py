@@ -57,6 +57,7 @@ def test_the_first_signal_finishes_all_runs_in_progress_and_begins_none(
     assert statuses["run_003"] == "pending"
     assert "run_003: claimed" not in daemon.log
     assert_same_tree(site.sequencing / "sequencer_A" / "run_001", site.restore("run_001"))
+    assert site.debris() == []
 
 
 @pytest.mark.parametrize("number", EXIT_CODES)
@@ -75,6 +76,7 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, gate
         document = site.document(name)
         assert document is not None
         assert (document["status"], document["failure_count"]) == ("pending", 0)
+        assert "not_before" not in document
 
 
 def test_two_signals_end_it_even_while_the_database_hangs(site: Site, gate: Gate, couchdb_database: Database) -> None:
@@ -116,8 +118,9 @@ def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site, gate: Gate)
 def test_a_killed_watcher_takes_its_own_runs_back_when_it_starts_again(site: Site, gate: Gate) -> None:
     site.configure(lease_seconds="1 h")
     begin(site, gate, "run_001", "run_002").kill()
-    site.start(log="second.log").wait_ready()
+    second = site.start(log="second.log").wait_ready()
     for name in ("run_001", "run_002"):
+        second.wait_for_log(f"{name}: took over the stale claim of worker 'worker_1'")
         assert site.wait_for(name)["failure_count"] == 0
         assert_same_tree(site.sequencing / "sequencer_A" / name, site.restore(name))
     assert site.debris() == []
