@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 import requests
 from couchdb_server import Database, PouchServer, Unavailable
-from facility import Site, keyring, make_key
+from facility import Site, Systemd, keyring, make_key
 from gate import Gate
 from host import IS_SHARED, the_machine
 
@@ -104,3 +104,11 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """What the watcher tells systemd."""
+    listener = Systemd(tmp_path / "notify")
+    yield listener
+    listener.close()

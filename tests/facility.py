@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -133,6 +134,32 @@ class Daemon:
         """End it as a power cut does, if it still runs."""
         self.process.kill()
         self.process.wait()
+
+
+class Systemd:
+    """The other end of `$NOTIFY_SOCKET`."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.bind(self.address)
+        self._channel.setblocking(False)
+        self.told: list[str] = []
+
+    def listen(self) -> list[str]:
+        """Return everything that was told so far."""
+        with suppress(BlockingIOError):
+            while True:
+                self.told.append(self._channel.recv(4096).decode())
+        return self.told
+
+    def count(self, state: str) -> int:
+        """Return how often this was told so far."""
+        return sum(state in told for told in self.listen())
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._channel.close()
 
 
 class Site:

@@ -75,10 +75,10 @@ SAFEGUARDS = {
         "test_worker.py::test_a_finished_archive_is_adopted_after_a_crash[before the announcement arrives]",
     ),
     "the worker's lock": Safeguard(
-        "service.py",
+        "lock.py",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        "test_service.py::test_the_lock_is_free_again_when_its_holder_has_ended",
+        "test_lock.py::test_the_lock_is_free_again_when_its_holder_has_ended",
     ),
     "what is not adopted is removed: the run's fence": Safeguard(
         "worker.py",

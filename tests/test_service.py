@@ -1,31 +1,26 @@
-"""The daemon as a process: its lock, its signals, what it takes back, and what it sweeps."""
+"""The daemon as a process: its signals, its rescans, what it sweeps, and what it tells systemd."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Daemon, Site, assert_same_tree, wait_until
+from facility import Daemon, Site, Systemd, assert_same_tree, wait_until
 from gate import Gate
 from host import limited_command, require_namespace
 from mishap import prefix
 from workbench import Bench, die
 
-from watcher.errors import ConfigError
 from watcher.model import Document, Run
 from watcher.sentinels import SENTINEL
-from watcher.service import Notifier, worker_lock
 
 
 def document(site: Site, name: str = "run_001") -> Document:
@@ -33,16 +28,6 @@ def document(site: Site, name: str = "run_001") -> Document:
     found = site.document(name)
     assert found is not None
     return found
-
-
-# One process a worker id
-
-
-def test_the_lock_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> None:
-    with worker_lock(tmp_path, "a/b"), pytest.raises(ConfigError, match="a/b"), worker_lock(tmp_path, "a/b"):
-        pass
-    with worker_lock(tmp_path, "a/b"):
-        assert len(list(tmp_path.iterdir())) == 1
 
 
 # Signals
@@ -234,40 +219,6 @@ def test_systemd_is_told_of_the_start_the_state_and_the_end(site: Site, tmp_path
             told.append(channel.recv(4096).decode())
 
 
-class Systemd:
-    """The other end of `$NOTIFY_SOCKET`."""
-
-    def __init__(self, path: Path) -> None:
-        self.address = str(path)
-        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._channel.bind(self.address)
-        self._channel.setblocking(False)
-        self.told: list[str] = []
-
-    def listen(self) -> list[str]:
-        """Return everything that was told so far."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.told.append(self._channel.recv(4096).decode())
-        return self.told
-
-    def count(self, state: str) -> int:
-        """Return how often this was told so far."""
-        return sum(state in told for told in self.listen())
-
-    def close(self) -> None:
-        """Listen no more."""
-        self._channel.close()
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    """What the watcher tells systemd."""
-    listener = Systemd(tmp_path / "notify")
-    yield listener
-    listener.close()
-
-
 def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd: Systemd) -> None:
     for number in range(4):
         site.make_run(f"run_{number}")
@@ -307,42 +258,3 @@ def test_the_watchdog_is_not_fed_in_the_middle_of_a_rescan_once_a_thread_has_die
     assert "first rescan: " not in daemon.log
     daemon.wait_ready()
     assert systemd.count("WATCHDOG=1") == fed
-
-
-def test_without_systemd_nothing_is_sent() -> None:
-    Notifier(None).send("READY=1")
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let this process open nothing while the context lasts; what is open already stays so."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_a_state_that_systemd_could_not_be_told_is_a_warning_and_no_repetition_the_next_time(
-    systemd: Systemd, caplog: pytest.LogCaptureFixture
-) -> None:
-    notifier = Notifier(systemd.address)
-    with no_descriptors():
-        notifier.send("STATUS=idle")
-    assert caplog.messages == ["systemd does not hear us: Too many open files"]
-    assert caplog.records[0].levelno == logging.WARNING
-    for _ in range(2):
-        notifier.send("STATUS=idle")
-    assert systemd.listen() == ["STATUS=idle"]
-
-
-@pytest.mark.parametrize("state", ["READY=1", "STOPPING=1"])
-def test_a_state_that_is_told_only_once_and_was_not_heard_goes_with_the_next_one(systemd: Systemd, state: str) -> None:
-    notifier = Notifier(systemd.address)
-    with no_descriptors():
-        notifier.send(state, "STATUS=before")
-        notifier.send("WATCHDOG=1", "STATUS=meanwhile")
-    for _ in range(2):
-        notifier.send("WATCHDOG=1", "STATUS=idle")
-    assert systemd.listen() == [f"{state}\nWATCHDOG=1\nSTATUS=idle", "WATCHDOG=1\nSTATUS=idle"]

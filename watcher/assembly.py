@@ -13,11 +13,13 @@ from watcher.archive import Shelf
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
+from watcher.lock import lock_file
 from watcher.metrics import Metrics
 from watcher.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
+from watcher.notifier import Notifier
 from watcher.observer import Observer
 from watcher.sentinels import Policy
-from watcher.service import Notifier, Service, Settings, lock_file
+from watcher.service import Service, Settings
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore

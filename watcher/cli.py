@@ -19,9 +19,9 @@ from typing import NoReturn
 from watcher import __version__, assembly, config, demo, inspection, journal
 from watcher.config import Config
 from watcher.errors import ConfigError, UnknownRun, WatcherError
+from watcher.lock import worker_lock
 from watcher.metrics import Metrics
 from watcher.restore import restore
-from watcher.service import worker_lock
 from watcher.statusdb import StatusDB
 
 OK, FAILED, MISCONFIGURED, CANCELLED, TERMINATED = 0, 1, 3, 130, 143

@@ -8,21 +8,17 @@ thread of its own so that a storm of events becomes a few large requests.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from urllib.parse import quote
 
 from watcher import model
 from watcher.archive import Shelf
@@ -35,6 +31,7 @@ from watcher.lease import LeaseKeeper, StaleClaims
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.mounts import Places
+from watcher.notifier import Notifier
 from watcher.observer import Observer
 from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
@@ -47,9 +44,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
-
-_TOLD_ONCE = ("READY=1", "STOPPING=1")
-"""If systemd did not hear one of these, it goes with the next that is told: without READY=1 no watchdog runs."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,63 +59,6 @@ class Settings:
     stall_limit: float
     lease_seconds: float
     jobs: int
-
-
-class Notifier:
-    """systemd's sd_notify(3): datagrams to `$NOTIFY_SOCKET`; silent without one."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self._last = ""
-        self._unheard: tuple[str, ...] = ()
-
-    def send(self, *states: str) -> None:
-        """Send assignments such as READY=1; one that was just sent is not repeated, but for WATCHDOG=1."""
-        # Of two that exclude each other, systemd takes the last.
-        states = (*(state for state in self._unheard if state not in states), *states)
-        text = "\n".join(states)
-        if self._address is None or (text == self._last and "WATCHDOG=1" not in states):
-            return
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.sendto(text.encode(), self._address)
-        except OSError as error:
-            self._unheard = tuple(state for state in states if state in _TOLD_ONCE)
-            logger.warning("systemd does not hear us: %s", error.strerror or error)
-        else:
-            self._unheard = ()
-            self._last = text
-
-
-def lock_file(destination: Path, worker_id: str) -> Path:
-    """Return the path of the file that `worker_lock` locks."""
-    return destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
-
-
-@contextmanager
-def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
-    """Be the only process of this `worker_id` on this destination while the context lasts.
-
-    The lock is what lets a restarted worker take its own claims back at once. Raises ConfigError when
-    another process has it.
-    """
-    path = lock_file(destination, worker_id)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"destination_path: cannot make the lock file '{path}': {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"worker_id: another process works as '{worker_id}' on '{destination}' ({error.strerror}: '{path}'); "
-            "stop it, or give each its own worker_id"
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Service:

@@ -1,0 +1,43 @@
+"""The lock that makes a worker id one process's own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from watcher.errors import ConfigError
+
+
+def lock_file(destination: Path, worker_id: str) -> Path:
+    """Return the path of the file that `worker_lock` locks."""
+    return destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
+
+
+@contextmanager
+def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
+    """Be the only process of this `worker_id` on this destination while the context lasts.
+
+    The lock is what lets a restarted worker take its own claims back at once. Raises ConfigError when
+    another process has it.
+    """
+    path = lock_file(destination, worker_id)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"destination_path: cannot make the lock file '{path}': {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"worker_id: another process works as '{worker_id}' on '{destination}' ({error.strerror}: '{path}'); "
+            "stop it, or give each its own worker_id"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""What systemd is told of the daemon: sd_notify(3)."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+_TOLD_ONCE = ("READY=1", "STOPPING=1")
+"""If systemd did not hear one of these, it goes with the next that is told: without READY=1 no watchdog runs."""
+
+logger = logging.getLogger(__name__)
+
+
+class Notifier:
+    """systemd's sd_notify(3): datagrams to `$NOTIFY_SOCKET`; silent without one."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        self._last = ""
+        self._unheard: tuple[str, ...] = ()
+
+    def send(self, *states: str) -> None:
+        """Send assignments such as READY=1; one that was just sent is not repeated, but for WATCHDOG=1."""
+        # Of two that exclude each other, systemd takes the last.
+        states = (*(state for state in self._unheard if state not in states), *states)
+        text = "\n".join(states)
+        if self._address is None or (text == self._last and "WATCHDOG=1" not in states):
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+                channel.sendto(text.encode(), self._address)
+        except OSError as error:
+            self._unheard = tuple(state for state in states if state in _TOLD_ONCE)
+            logger.warning("systemd does not hear us: %s", error.strerror or error)
+        else:
+            self._unheard = ()
+            self._last = text
