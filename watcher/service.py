@@ -2,8 +2,8 @@
 
 Threads: main (rescans, health, systemd), one that reads signals, watchdog's observer (one reads
 inotify, one waits for sentinels to settle, one dispatches), one that registers what events bring, one
-that follows the database's changes, one that renews all leases, and the pool. Registering has a
-thread of its own so that a storm of events becomes a few large requests.
+that follows the database's changes, one that renews all leases, one that ends what hangs, and the
+pool. Registering has a thread of its own so that a storm of events becomes a few large requests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
 
 TICK_SECONDS = 2.0
-"""How often the main thread looks at the threads' health and at stalled jobs."""
+"""How often the threads' health and stalled jobs are looked at."""
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The first of these lets the running runs finish, the second cancels them."""
@@ -104,7 +104,7 @@ class Service:
         self._listen_to_signals()
         self._notifier.send("STATUS=waiting for the status database")
         if self._await_database():
-            self._start("lease", self._keep_leases)
+            self._begin_work()
             self._feed.begin()
             self._start("changes", lambda: self._feed.follow(self._stopping))
             self._start("intake", lambda: self._intake.follow(self._abort))
@@ -121,7 +121,7 @@ class Service:
         """Archive what is ready now; return 1 if something of it failed, else 0."""
         self._listen_to_signals()
         if self._await_database():
-            self._start("lease", self._keep_leases)
+            self._begin_work()
             self._rescan_completely("rescan")
             self._dispatcher.drain()
         self._finish()
@@ -155,15 +155,13 @@ class Service:
             self._rescan_at = 0.0
 
     def _look_after(self) -> None:
-        """Restart what died, end what hangs, and tell systemd that all is well if it is."""
+        """Restart what died, notice new mounts, and tell systemd that all is well if it is."""
         if trouble := self._observer.trouble():
             logger.error("the observer is started anew: %s", trouble)
             self._observer.restart()
             self._rescan_at = 0.0
         if self._places.have_changed():
             self._inbox.put(f"something was mounted or unmounted in '{self._settings.sequencing_path}'")
-        for job in self._leases.jobs():
-            job.cancel_if_stalled(self._settings.stall_limit)
         self._feed_watchdog()
 
     def _feed_watchdog(self) -> None:
@@ -229,6 +227,12 @@ class Service:
                 continue
             for document in stale:
                 self._offer_stale(document)
+
+    def _end_stalled(self) -> None:
+        """End what hangs. The thread asks no disk and no database, which may be what another of ours waits for."""
+        while not self._abort.wait(TICK_SECONDS):
+            for job in self._leases.jobs():
+                job.cancel_if_stalled(self._settings.stall_limit)
 
     def _take_back_own(self) -> None:
         """Offer the runs that this worker held when it died, or could not give back: nobody else has its lock."""
@@ -349,6 +353,10 @@ class Service:
             else:
                 return True
         return False
+
+    def _begin_work(self) -> None:
+        self._start("lease", self._keep_leases)
+        self._start("stalls", self._end_stalled)
 
     def _start(self, name: str, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=_guarded(target), name=name, daemon=True)

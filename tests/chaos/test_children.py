@@ -63,6 +63,19 @@ def test_a_child_that_hangs_is_ended_after_the_stall_limit_and_counted(site: Sit
     _assert_second_attempt(hall, f"no byte moved .* while {phase}")
 
 
+def test_once_ends_a_child_that_hangs_too(site: Site) -> None:
+    site.configure(stall_limit=1, retry_delay="1 h")
+    site.complete(site.make_run(size=BIG))
+    once = site.start("once")
+    wait_until(site.debris, "the archive is begun")
+    signal_all(children_of(once.pid, "tar"), signal.SIGSTOP)
+    assert once.wait() == 1, once.log
+    document = site.document()
+    assert document is not None
+    assert (document["failure_count"], document["last_error"]["kind"]) == (1, "Stalled")
+    assert site.debris() == []
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -59,6 +59,28 @@ def test_a_worker_that_hangs_in_the_destination_loses_the_run_to_another_and_cha
     hall.assert_whole()
 
 
+def test_a_worker_whose_rescan_hangs_too_loses_its_run_all_the_same(site: Site, disk: Mounting, gate: Gate) -> None:
+    archives = disk(site.root / "archives_elsewhere", site.archives)
+    sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
+    site.environment["PATH"] = gate.path
+    hall = Hall(site, stall_limit=1)
+    sleeper = hall.start("worker_1", destination_path=str(archives.path), rescan_interval="0.3 s").wait_ready()
+    hall.add_run("run_001", size=300_000)
+    site.wait_for("run_001", "processing")
+    sequencer.hang("getattr")
+    wait_until(lambda: sequencer.hangs, "the rescan hangs")
+    archives.hang("write")
+    gate.open()
+    wait_until(lambda: archives.hangs, "the write hangs")
+    hall.start("worker_2").wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
+    hall.await_encrypted()
+    sequencer.go_on()
+    archives.go_on()
+    sleeper.wait_for_log("run_001: stopped: ")
+    hall.stop_all()
+    hall.assert_whole()
+
+
 @pytest.mark.parametrize("is_claimed", [False, True], ids=["pending", "stale"])
 def test_a_sequencer_that_hangs_keeps_no_lease_from_renewal_and_no_other_run_waiting(
     site: Site, disk: Mounting, gate: Gate, is_claimed: bool
