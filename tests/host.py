@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -65,6 +66,17 @@ def inotify_limit(name: str, value: int) -> Iterator[None]:
         yield
     finally:
         file.write_text(before)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open nothing while the context lasts; what is open already stays so."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @contextmanager

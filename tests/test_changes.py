@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from host import (
 from mishap import prefix
 
 from watcher import model
-from watcher.intake import FEED_PAUSES_SECONDS, SPIN_SECONDS, Feed
+from watcher.intake import CHECK_SECONDS, FEED_PAUSES_SECONDS, SPIN_SECONDS, Feed
 from watcher.model import Document, Run
 from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
@@ -62,16 +63,25 @@ class Clockwork(threading.Event):
 class Listener:
     """A feed in a thread of its own, and what it tells."""
 
-    def __init__(self, store: DocumentStore, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        store: DocumentStore,
+        stop: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.statusdb = StatusDB(store, never_stop, pauses_seconds=())
         self.heard: list[Document] = []
         self.missed = 0
         self.stop = stop or threading.Event()
-        self.feed = Feed(self.statusdb, self.heard.append, self._missed)
+        self.returns = 0
+        self.feed = Feed(self.statusdb, self.heard.append, self._missed, self._returned, clock)
         self._thread = threading.Thread(target=self.feed.follow, args=(self.stop,), daemon=True)
 
     def _missed(self) -> None:
         self.missed += 1
+
+    def _returned(self) -> None:
+        self.returns += 1
 
     def start(self) -> "Listener":
         self.feed.begin()
@@ -90,8 +100,8 @@ def listen() -> Iterator[Callable[..., Listener]]:
     """Return what makes a listener; it ends with the test."""
     listeners = []
 
-    def start(store: DocumentStore, stop: threading.Event | None = None) -> Listener:
-        listeners.append(Listener(store, stop))
+    def start(*arguments: Any) -> Listener:
+        listeners.append(Listener(*arguments))
         return listeners[-1].start()
 
     yield start
@@ -165,7 +175,73 @@ def test_a_deleted_document_is_heard_as_deleted(couchdb_database: Database, list
 
 
 def is_changes(request: Request) -> bool:
-    return "/_changes" in request.path and "longpoll" in request.path
+    return "/_changes" in request.path and "since=now" not in request.path
+
+
+def replace_by_an_empty_one(database: Database) -> None:
+    """Do what a restored backup does."""
+    address = f"{database.url}/{database.name}"
+    requests.delete(address, timeout=ANSWER_SECONDS).raise_for_status()
+    couchdb(*database).prepare()
+
+
+def test_a_database_that_comes_back_with_less_is_followed_from_its_beginning(
+    couchdb_database: Database, listen: Listen
+) -> None:
+    direct = couchdb(*couchdb_database)
+    put(direct, *(f"run_{number}" for number in range(20)))
+    with FaultProxy(couchdb_database.url) as proxy:
+        listener = listen(couchdb(proxy.url, couchdb_database.name, timeout_seconds=1.0), Clockwork())
+        proxy.plan = lambda _request: Fault.RESET
+        replace_by_an_empty_one(couchdb_database)
+        proxy.plan = lambda _request: Fault.PASS
+        wait_until(lambda: listener.missed, "it to notice")
+        put(direct, "after")
+        listener.wait_for("after")
+
+
+def test_a_database_that_was_replaced_unseen_by_one_with_less_is_noticed_after_a_while(
+    couchdb_database: Database, listen: Listen
+) -> None:
+    direct = couchdb(*couchdb_database)
+    put(direct, *(f"run_{number}" for number in range(20)))
+    now = itertools.count(0, CHECK_SECONDS / 4)  # so much passes at each look
+    listener = listen(couchdb(*couchdb_database, timeout_seconds=1.0), Clockwork(), lambda: next(now))
+    listener.statusdb.get("run_0")
+    assert listener.missed == 0
+    replace_by_an_empty_one(couchdb_database)
+    wait_until(lambda: listener.missed, "it to notice")
+
+
+def test_a_database_that_was_away_may_have_come_back_with_less_and_that_is_told(
+    couchdb_database: Database, listen: Listen
+) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        listener = listen(couchdb(proxy.url, couchdb_database.name, timeout_seconds=1.0), Clockwork())
+        assert listener.returns == 0
+        proxy.next(Fault.RESET, when=is_changes)
+        wait_until(lambda: listener.returns, "it to be told")
+        assert listener.missed == 0
+
+
+def test_runs_whose_documents_were_lost_while_the_database_was_away_are_registered_again(
+    site: Site, couchdb_database: Database
+) -> None:
+    with FaultProxy(couchdb_database.url) as proxy:
+        site.use_couchdb(couchdb_database.url, couchdb_database.name, through=proxy.url)
+        site.configure(**OPTIONS)
+        site.statusdb()
+        daemon = site.start().wait_ready()
+        site.complete(site.make_run())
+        daemon.wait_for_log("run_001: encrypted")
+        proxy.plan = lambda _request: Fault.RESET
+        put(site.store(), "elsewhere")  # ends the request for changes that is being held
+        daemon.wait_for_log("cannot follow the database's changes")
+        replace_by_an_empty_one(couchdb_database)
+        for path in (site.archives / "run_001.tar.gpg", site.keys / "run_001.key.gpg"):
+            path.unlink()
+        proxy.plan = lambda _request: Fault.PASS
+        site.wait_for()
 
 
 @pytest.mark.parametrize(
@@ -600,12 +676,15 @@ def test_a_document_that_makes_no_sense_is_survived(site: Site, couchdb_database
         {"_id": "d", "status": "pending", "path": "/data\0/d", "not_before": "soon", "claim": "mine"},
         {"_id": "e", "status": "pending", "path": "x" * 10_000},
         {"_id": "f"},
+        {"_id": "g", "status": "pending", "path": ["/data"]},
+        {"_id": "h", "status": "pending", "path": {"is": "/data"}},
     ]
     for document in nonsense:
         try:
             store.put(document)
         except Conflict:
             raise AssertionError(document) from None
-    site.complete(site.make_run())
+    for name in ("g", "h", "run_001"):
+        site.complete(site.make_run(name))
     site.wait_for()
-    assert site.logs().count("threads have died") == 0
+    assert "died of a bug" not in site.logs()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from host import mounted, require_root
+from host import mounted, no_descriptors, require_root
 
 from watcher.mounts import Places, file_system_type, network_places
 
@@ -38,38 +38,52 @@ def test_on_a_local_disk_no_place_is_on_the_network_whatever_links_and_files_the
 def test_nothing_has_changed_where_nothing_was_mounted(tmp_path: Path) -> None:
     (tmp_path / "A").mkdir()
     places = Places(tmp_path)
-    assert places.look() == {}
+    places.look()
+    assert places.remote == {}
     (tmp_path / "B").mkdir()
     assert not places.have_changed()
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("where", ["", "A", "linked"])
-def test_a_mount_at_the_root_or_a_sequencer_is_noticed_once_when_it_comes_and_when_it_goes(
+@pytest.mark.parametrize("where", ["", "A", "linked", "A/run", "a name\\040 with\n all"])
+def test_a_mount_at_the_root_or_below_or_where_a_link_leads_is_noticed_once_when_it_comes_and_when_it_goes(
     tmp_path: Path, where: str, unavailable: Callable[[str], NoReturn]
 ) -> None:
     require_root(unavailable)
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
-    for directory in (root / "A", elsewhere):
-        directory.mkdir(parents=True)
+    for directory in (root / "A" / "run", elsewhere):
+        directory.mkdir(parents=True, exist_ok=True)
     (root / "linked").symlink_to(elsewhere)
+    (root / where).mkdir(exist_ok=True)
     places = Places(root)
     places.look()
     with mounted((root / where).resolve()):
         assert places.have_changed()
-        assert places.look() == {}
+        places.look()
         assert not places.have_changed()
     assert places.have_changed()
 
 
+def test_with_no_descriptor_left_what_was_found_last_holds(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    places.look()
+    with no_descriptors():
+        assert not places.have_changed()
+        places.look()
+    assert not places.have_changed()
+
+
 @pytest.mark.root
-def test_a_mount_elsewhere_or_on_an_ignored_sequencer_is_nothing_to_us(
+def test_a_mount_elsewhere_is_nothing_to_us_whatever_sequencers_came_and_went_meanwhile(
     tmp_path: Path, unavailable: Callable[[str], NoReturn]
 ) -> None:
     require_root(unavailable)
-    for name in ("root/A", "root/ignored", "elsewhere"):
+    for name in ("root/A", "root_too", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
-    places = Places(tmp_path / "root", ["ignored"])
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    places = Places(tmp_path / "root")
     places.look()
-    with mounted(tmp_path / "elsewhere"), mounted(tmp_path / "root" / "ignored"):
+    (tmp_path / "root" / "A").rmdir()
+    (tmp_path / "root" / "B").mkdir()
+    with mounted(tmp_path / "root_too"):
         assert not places.have_changed()

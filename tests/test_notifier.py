@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import resource
-from collections.abc import Iterator
 
 import pytest
 from facility import Systemd
+from host import no_descriptors
 
 from watcher.notifier import Notifier
 
 
 def test_without_systemd_nothing_is_sent() -> None:
     Notifier(None).send("READY=1")
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let this process open nothing while the context lasts; what is open already stays so."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_state_that_systemd_could_not_be_told_is_a_warning_and_no_repetition_the_next_time(

@@ -381,6 +381,27 @@ def test_a_sweep_finds_a_directory_that_took_another_ones_place_unseen(
     assert watch.watched() == {".", "A", "B", "A/run"}
 
 
+EXCHANGE = """python3 -c 'import ctypes, sys
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+a, b = (name.encode() for name in sys.argv[1:])
+sys.exit(ctypes.CDLL(None).renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE))' """
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "runs"),
+    [("A/run", "A/two", ["A/run", "A/two"]), ("A/run", "B/two", ["A/run", "B/two"]), ("A", "B", ["B/run", "A/two"])],
+)
+def test_directories_that_are_exchanged_stay_watched(watch: Watch, one: str, other: str, runs: list[str]) -> None:
+    shell(watch.root, f"mkdir {'A' if other == 'A/two' else 'B'}/two")
+    watch.flush()
+    shell(watch.root, f"{EXCHANGE} {one} {other}")
+    watch.flush()
+    assert watch.watched() == {".", "A", "B", *runs}
+    for run in runs:
+        shell(watch.root, f"echo 0 > {run}/$S")
+        watch.wait_for(run)
+
+
 # Links
 
 
@@ -423,6 +444,48 @@ def test_another_way_to_a_run_does_not_silence_it(
         watch.wait_for("A/run", state_of(before) if before and "touch" in script else State.READY)
     finally:
         shell(watch.root, "umount latest 2> /dev/null || true")
+
+
+def look_again(watch: Watch) -> None:
+    """Do what the service does every two seconds."""
+    watch.flush()
+    watch.observer.look_again(watch.observer.take_missing())
+
+
+@pytest.mark.parametrize(
+    ("before", "then"),
+    [
+        ("mkdir -p $OUT/X; ln -s $OUT/X X", "rmdir $OUT/X; mkdir -p $OUT/X/run"),
+        ("mkdir -p $OUT/X/old; ln -s $OUT/X X", "mv $OUT/X $OUT/Y; rm -r $OUT/Y; mkdir -p $OUT/X/run"),
+        ("ln -s $OUT/X X", "mkdir -p $OUT/X/run"),
+    ],
+)
+def test_where_a_link_leads_may_be_made_again_or_later(watch: Watch, before: str, then: str) -> None:
+    shell(watch.root, before)
+    watch.flush()
+    look_again(watch)
+    shell(watch.root, then)
+    look_again(watch)
+    shell(watch.root, "echo 0 > X/run/$S")
+    assert watch.wait_for("X/run") == [("X/run", State.READY)]
+    assert "X" in watch.watched()
+    assert watch.observer.take_missing() == set()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("where", ["A", "A/run"])
+def test_what_is_unmounted_and_mounted_again_at_once_is_watched_again(
+    root: Path, observe: Observe, where: str, unavailable: Callable[[str], NoReturn]
+) -> None:
+    """The table of mounts may look as it did before."""
+    require_root(unavailable)
+    with mounted(root / where):
+        watch = observe(root).start()
+        unmount(root / where)
+        mount(root / where)
+        look_again(watch)
+        shell(root, "mkdir -p A/run; echo 0 > A/run/$S")
+        assert watch.wait_for("A/run") == [("A/run", State.READY)]
 
 
 def test_a_link_that_leads_elsewhere_now_is_followed_after_it_was_replaced(watch: Watch) -> None:
@@ -732,7 +795,48 @@ def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(
     assert watch.watched() == {".", "A", "B", "A/run", "B/opened"}
 
 
+@pytest.mark.root
+def test_a_sequencer_that_is_opened_to_us_between_our_try_to_watch_it_and_our_look_is_watched(
+    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_root(unavailable)
+    watch = watch_as_nobody(root, observe)
+    look = os.access
+
+    def access(path: str, *arguments: Any, **options: Any) -> bool:
+        if path == str(root / "X"):
+            subprocess.run(["chmod", "755", path], check=True)
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "access", access)
+    shell(root, "mkdir -m 700 X; mkdir X/run")
+    watch.flush()
+    shell(root, "echo 0 > X/run/$S")
+    assert watch.wait_for("X/run") == [("X/run", State.READY)]
+
+
 # The root
+
+
+@pytest.mark.root
+def test_a_root_that_is_opened_to_us_later_is_noticed(
+    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+) -> None:
+    require_root(unavailable)
+    make_reachable(root / "A" / "run")
+    (root / MARKER).mkdir(parents=True)
+    root.chmod(0o700)
+    watch = observe(root)
+    with as_nobody():
+        watch.observer.start()
+        assert watch.sweep() == {}
+        assert watch.observer.trouble() is None
+    root.chmod(0o755)
+    assert watch.observer.trouble() == f"'{root}' may be looked into now"
+    watch.observer.restart()
+    assert watch.observer.trouble() is None
+    assert watch.sweep()["A/run"] is State.ABSENT
+    assert "A/run" in watch.watched()
 
 
 @pytest.mark.root

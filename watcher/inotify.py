@@ -58,6 +58,9 @@ class Tree(Protocol):
     def opened(self, path: str) -> None:
         """Take in that a sequencer's or a run's mode or owner has changed."""
 
+    def went_away(self, path: str) -> None:
+        """Take in that what a sequencer's or a run's path led to was removed, or unmounted."""
+
     def lost(self, why: str) -> None:
         """Take in that events were lost."""
 
@@ -95,6 +98,7 @@ class Emitter(EventEmitter):
         self._ids = itertools.count()
         self._watches: dict[str, tuple[WatchDescriptor, CallbackId]] = {}
         self._root_identity: tuple[int, int] | None = None
+        self._root_was_closed = False
         self._swept_from = 0
         self._open: dict[str, float] = {}
         self._due: list[tuple[float, int, str, Callable[[], bool]]] = []
@@ -145,7 +149,8 @@ class Emitter(EventEmitter):
         """Return None if the root is the directory that was there when it was last watched, else what it is now."""
         identity = _identity(self.root)
         if identity == self._root_identity:
-            return None
+            is_opened = self._root_was_closed and may_look_into(self.root)
+            return f"'{self.root}' may be looked into now" if is_opened else None
         if identity is None:
             return f"'{self.root}' is gone"
         return f"'{self.root}' is another directory now" if self._root_identity else f"'{self.root}' is back"
@@ -240,6 +245,7 @@ class Emitter(EventEmitter):
 
     def _watch_root(self) -> None:
         self._root_identity = _identity(self.root)
+        self._root_was_closed = self._root_identity is not None and not may_look_into(self.root)
         self.add(self.root, _ROOT_MASK)
 
     def _begin_reading(self) -> None:
@@ -288,7 +294,12 @@ class _Reader(InotifyFD):
     """watchdog's one thread that reads inotify."""
 
     def __init__(self, tree: Tree) -> None:
-        super().__init__()
+        try:
+            super().__init__()
+        except OSError:
+            if "_inotify_fd" in vars(self):  # it was the last descriptor there was, and watchdog would not close it
+                os.close(self._inotify_fd)
+            raise
         self.name = "inotify"
         self._tree = tree
 
@@ -322,6 +333,8 @@ class _Watched:
                 emitter.sentinel_touched(self._path, event.is_create)
         elif event.is_moved_from:
             emitter.unwatch(f"{self._path}/{name}")
+            if os.path.lexists(f"{self._path}/{name}"):  # exchanged with another, which may have arrived before
+                emitter.tree.arrived(self._path, name)
         elif event.is_attrib:
             emitter.tree.opened(f"{self._path}/{name}")
         else:
@@ -331,6 +344,8 @@ class _Watched:
     def _on_itself(self, event: InotifyEvent) -> None:
         if event.mask & _GONE:
             self._emitter.gone(self._path, event.wd)
+            if self._path != self._emitter.root:
+                self._emitter.tree.went_away(self._path)
         elif event.is_attrib:  # a mount or what a link leads to has no parent here that would tell
             self._emitter.tree.opened(self._path)
 
@@ -340,6 +355,11 @@ class _Watched:
 
     def on_queue_overflow(self) -> None:
         """Do nothing: `_Reader` tells it for all watches at once."""
+
+
+def may_look_into(directory: str) -> bool:
+    """Say whether this user may list a directory, and what is in it."""
+    return os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -34,6 +34,10 @@ RETRY_SECONDS = 5.0
 CHANGES_WAIT_SECONDS = 30.0
 """How long one question for the database's changes may stay unanswered."""
 
+CHECK_SECONDS = 60.0
+"""How often the database is asked how far it has come. One that has come back with less than it had may hold a question
+for its changes until it has as much again."""
+
 SPIN_SECONDS = 1.0
 """An answer that came at once and leads no further is not asked for again for so long: some proxies hold no request."""
 
@@ -185,7 +189,8 @@ class Intake:
         try:
             registration = self._statusdb.register(runs)
             with self._lock:
-                self._known |= {each["_id"]: each["path"] for each in registration.known if each.get("path") in paths}
+                known = {document["_id"]: str(path_of(document)) for document in registration.known}
+                self._known |= {name: path for name, path in known.items() if path in paths}
                 if self._forgotten == forgotten:
                     self._doubtful -= names
                 else:
@@ -226,7 +231,8 @@ class Intake:
 class Feed:
     """Follows the status database's changes.
 
-    `changed` takes each document as it is now; `missed` is called when some changes were not told.
+    `changed` takes each document as it is now; `missed` is called when some changes were not told, and `returned`
+    when the database was away: it may have come back with less than it had.
     """
 
     def __init__(
@@ -234,11 +240,13 @@ class Feed:
         statusdb: StatusDB,
         changed: Callable[[Document], None],
         missed: Callable[[], None],
+        returned: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._statusdb = statusdb
         self._changed = changed
         self._missed = missed
+        self._returned = returned
         self._clock = clock
         self._since: str | None = None
         self._trouble = ""
@@ -252,11 +260,13 @@ class Feed:
 
     def follow(self, stop: threading.Event) -> None:
         """Hand on what changes, until `stop`."""
-        pauses = _feed_pauses()
+        pauses, checked_at = _feed_pauses(), self._clock()
         while not stop.is_set():
             asked_at, before = self._clock(), self._since
+            is_check = bool(self._trouble) or asked_at - checked_at >= CHECK_SECONDS
+            checked_at, wait = (asked_at, 0.0) if is_check else (checked_at, CHANGES_WAIT_SECONDS)
             try:
-                changes = self._statusdb.changes(self._since, CHANGES_WAIT_SECONDS)
+                changes = self._statusdb.changes(self._since, wait)
             except (FeedLost, StatusDBUnavailable) as error:
                 self._lose(error)
                 stop.wait(next(pauses))
@@ -264,13 +274,14 @@ class Feed:
             pauses = _feed_pauses()
             self._take(changes)
             leads_nowhere = not changes.documents or changes.since == before
-            if leads_nowhere and self._clock() - asked_at < SPIN_SECONDS:
+            if leads_nowhere and not is_check and self._clock() - asked_at < SPIN_SECONDS:
                 stop.wait(SPIN_SECONDS)
 
     def _take(self, changes: Changes) -> None:
         if self._trouble:
             self._trouble = ""
             logger.info("the database's changes are followed again")
+            self._returned()
         before, self._since = self._since, changes.since
         if before is None:
             self._missed()

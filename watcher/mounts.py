@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -38,22 +39,37 @@ class Places:
     def __init__(self, root: Path, ignore: Collection[str] = ()) -> None:
         self._root = root
         self._ignore = ignore
-        self._found: dict[Path, os.stat_result] = {}
         self._table = b""
+        self._mounts: list[bytes] = []
+        self._links: dict[Path, os.stat_result] = {}
+        self.remote: dict[Path, str] = {}
+        """Which of them lie on network file systems, with the types."""
 
-    def look(self) -> dict[Path, str]:
-        """Look anew; return, with the types, which of them lie on network file systems."""
-        self._table = MOUNT_TABLE.read_bytes()  # first: what is mounted while we look is news
-        self._found = _places(self._root, self._ignore)
-        return _remote(self._root, self._found)
+    def look(self) -> None:
+        """Look anew; with no descriptor left, what was found last holds."""
+        if table := _table():  # first: what is mounted while we look is news
+            places = _places(self._root, self._ignore)
+            self._table, self._mounts, self._links = table, self._mounts_in(table), _links(places)
+            self.remote = _remote(self._root, places, table)
 
     def have_changed(self) -> bool:
         """Say whether something was mounted or unmounted there since. No disk is asked while no mount has changed."""
-        if self._table == (table := MOUNT_TABLE.read_bytes()):
+        table = _table()
+        if not table or table == self._table:
             return False
-        self._table = table
-        before, now = self._found, _places(self._root, self._ignore)
-        return before.keys() != now.keys() or any(not os.path.samestat(before[place], now[place]) for place in now)
+        before, self._table = (self._mounts, self._links), table
+        self._mounts, self._links = self._mounts_in(table), _links(_places(self._root, self._ignore))
+        both = before[1].keys() & self._links.keys()
+        return before[0] != self._mounts or any(
+            not os.path.samestat(before[1][place], self._links[place]) for place in both
+        )
+
+    def _mounts_in(self, table: bytes) -> list[bytes]:
+        """Return the table's lines for the root and whatever is below it."""
+        root = _as_in_table(os.path.realpath(self._root))
+        return [
+            line for line in table.splitlines() if (place := line.split()[4]) == root or place.startswith(root + b"/")
+        ]
 
 
 def network_places(root: Path, ignore: Collection[str] = ()) -> dict[Path, str]:
@@ -61,18 +77,33 @@ def network_places(root: Path, ignore: Collection[str] = ()) -> dict[Path, str]:
 
     A sequencer may be a mount or a link; one on the root's own file system is not named beside it.
     """
-    return _remote(root, _places(root, ignore))
+    return _remote(root, _places(root, ignore), MOUNT_TABLE.read_bytes())
 
 
 def file_system_type(path: Path) -> str:
     """Return the type of the file system that holds `path`, as the kernel's mount table has it."""
-    return _type(os.stat(path).st_dev)
+    return _type(os.stat(path).st_dev, MOUNT_TABLE.read_bytes())
 
 
-def _remote(root: Path, places: dict[Path, os.stat_result]) -> dict[Path, str]:
+def _remote(root: Path, places: dict[Path, os.stat_result], table: bytes) -> dict[Path, str]:
     own = places[root].st_dev if root in places else None
-    kinds = {place: _type(status.st_dev) for place, status in places.items() if place == root or status.st_dev != own}
+    others = {place: status.st_dev for place, status in places.items() if place == root or status.st_dev != own}
+    kinds = {place: _type(device, table) for place, device in others.items()}
     return {place: kind for place, kind in kinds.items() if kind in NETWORK_FILE_SYSTEMS}
+
+
+def _table() -> bytes:
+    with suppress(OSError):
+        return MOUNT_TABLE.read_bytes()
+    return b""
+
+
+def _as_in_table(path: str) -> bytes:
+    return re.sub(rb"[\\ \t\n]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
+
+
+def _links(places: dict[Path, os.stat_result]) -> dict[Path, os.stat_result]:
+    return {place: status for place, status in places.items() if os.path.islink(place)}  # noqa: PTH114  # as in `inspect`
 
 
 def _places(root: Path, ignore: Collection[str]) -> dict[Path, os.stat_result]:
@@ -86,11 +117,10 @@ def _places(root: Path, ignore: Collection[str]) -> dict[Path, os.stat_result]:
     return found
 
 
-def _type(device: int) -> str:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with MOUNT_TABLE.open(encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == wanted:
-                return rest.split()[0]
+def _type(device: int, table: bytes) -> str:
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in table.splitlines():
+        fields, _, rest = line.partition(b" - ")
+        if fields.split()[2] == wanted:
+            return os.fsdecode(rest.split()[0])
     return "unknown"

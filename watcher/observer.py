@@ -17,7 +17,7 @@ from pathlib import Path
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver
 
-from watcher.inotify import RUN_MASK, SEQUENCER_MASK, Emitter
+from watcher.inotify import RUN_MASK, SEQUENCER_MASK, Emitter, may_look_into
 from watcher.model import Run
 from watcher.sentinels import (
     NOT_THERE,
@@ -68,6 +68,7 @@ class Observer:
         self._emitter: Emitter | None = None
         self._complaints: dict[str, str] = {}
         self._barred: set[str] = set()  # directories that this user could not look into, or not watch
+        self._missing: set[str] = set()  # what was removed or unmounted where no event will tell that it is back
         self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
         self.overflows = 0
 
@@ -139,6 +140,19 @@ class Observer:
         """Look at a run that was dealt with and is not ready after all; watch it unless it is ready now."""
         return self._sweep_run(str(run.path), may_be_link=True)
 
+    def take_missing(self) -> set[str]:
+        """Return the paths of which no event will tell when they are back; they are for `look_again`, and forgotten."""
+        missing, self._missing = self._missing, set()
+        return missing
+
+    def look_again(self, missing: set[str]) -> None:
+        """Look whether something is at these paths now. A link that still leads nowhere stays missing."""
+        for path in missing:
+            if os.path.isdir(path):  # noqa: PTH112  # as in `inspect`
+                self.arrived(*path.rsplit("/", 1))
+            elif os.path.islink(path):  # noqa: PTH114  # as in `inspect`
+                self._missing.add(path)
+
     # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
 
     def arrived(self, directory: str, name: str) -> None:
@@ -160,6 +174,10 @@ class Observer:
         if path in self._barred:
             self.arrived(*path.rsplit("/", 1))
 
+    def went_away(self, path: str) -> None:
+        """Note that what a path led to is gone, and may come back unseen: by a mount, or where a link leads."""
+        self._missing.add(path)
+
     def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
         sighting = self._look(path, may_be_link=True)
@@ -180,11 +198,13 @@ class Observer:
     def _sweep_sequencer(self, sequencer: str) -> Iterator[Sighting]:
         # Each directory is watched first and then looked at, so that there is no gap.
         if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
+            if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
+                self._missing.add(sequencer)  # where it leads is out of our sight
             return
+        self._barred.add(sequencer)  # until it is known to be open and watched: its mode may change in between
         if emitter := self._emitter:
             emitter.add(sequencer, SEQUENCER_MASK)
-        self._barred.add(sequencer)  # until it is known to be open: its mode may change in between
-        if _may_look_into(sequencer):
+        if may_look_into(sequencer) and (emitter is None or emitter.is_watched(sequencer)):
             self._barred.discard(sequencer)
         for entry in self._list(sequencer):
             sighting = self._sweep_run(entry.path, entry.is_symlink())
@@ -240,10 +260,6 @@ class Observer:
         if not vanished and self._complaints.get(path) != reason:
             self._complaints[path] = reason
             logger.warning("no run in '%s' is seen: %s; mount it, let this user read it, or ignore it", path, reason)
-
-
-def _may_look_into(directory: str) -> bool:
-    return os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
 
 
 class _Handler(FileSystemEventHandler):

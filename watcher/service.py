@@ -82,7 +82,6 @@ class Service:
         self._worker = worker
         self._leases = leases
         self._places = places
-        self._remote: dict[Path, str] = {}
         self._metrics = metrics
         self._notifier = notifier
         self._abort = abort
@@ -92,7 +91,7 @@ class Service:
         self._dispatcher = Dispatcher(self._work, settings.jobs)
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
         self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
-        self._feed = Feed(statusdb, self._changed, self._missed)
+        self._feed = Feed(statusdb, self._changed, self._missed, self._intake.forget_all)
         self._sweeper = Sweeper(statusdb, shelf)
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
@@ -160,8 +159,10 @@ class Service:
             logger.error("the observer is started anew: %s", trouble)
             self._observer.restart()
             self._rescan_at = 0.0
+        missing = self._observer.take_missing()  # first: what is away when mounts are looked at is one or the other
         if self._places.have_changed():
             self._inbox.put(f"something was mounted or unmounted in '{self._settings.sequencing_path}'")
+        self._observer.look_again(missing)
         self._feed_watchdog()
 
     def _feed_watchdog(self) -> None:
@@ -180,8 +181,9 @@ class Service:
 
     def _look_at_places(self) -> None:
         """Learn where rescans have to stand in for events, and say it once."""
-        before, self._remote = self._remote, self._places.look()
-        for place, kind in self._remote.items():
+        before = self._places.remote
+        self._places.look()
+        for place, kind in self._places.remote.items():
             if before.get(place) != kind:
                 logger.warning(
                     "'%s' is on a network file system (%s): what other hosts write there causes no events here; "
@@ -196,7 +198,7 @@ class Service:
 
     def _rescan(self, why: str) -> bool:
         started = time.monotonic()
-        interval = self._settings.network_rescan_interval if self._remote else self._settings.rescan_interval
+        interval = self._settings.network_rescan_interval if self._places.remote else self._settings.rescan_interval
         self._rescan_at = started + interval * random.uniform(0.9, 1.1)  # noqa: S311
         try:
             seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)

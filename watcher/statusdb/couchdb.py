@@ -40,6 +40,9 @@ UNAUTHORIZED = 401
 PIECE_BYTES = 1 << 20
 """An answer is read in pieces of up to so much. After each piece, Python may let another thread go first."""
 
+ANSWER_TIMEOUTS = 10
+"""Times the time-out, which is for each part of an answer: then the whole of it must be there."""
+
 CHANGES_LIMIT = 1000
 """Changes taken in one answer; the rest comes with the next."""
 
@@ -190,9 +193,15 @@ class CouchDBStore:
         return next((leaf for leaf in found if model.status_of(leaf) is Status.ENCRYPTED), None)
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
-        """Return what changed since `since`, in one request that the server holds up to `wait_seconds`."""
+        """Return what changed since `since`, in one request that the server holds up to `wait_seconds`.
+
+        Raises FeedLost when the server cannot go on from there, or, not waiting, has not come that far.
+        """
         if since is None:
-            return Changes((), str(_part(self._ask("GET", "_changes", since="now", limit=1), "last_seq")))
+            return Changes((), self._now())
+        if wait_seconds <= 0 and _number(now := self._now()) < _number(since):
+            # Not asked each time: of a cluster's nodes, one may count a little behind another.
+            raise FeedLost(f"the database is at change {_number(now)}, and was at {_number(since)} before")
         # A hung connection must end: the server's own time-out comes first, ours a little later.
         wait = min(wait_seconds, self._timeout * 0.75)
         held = {"feed": "longpoll", "timeout": int(wait * 1000)} if wait > 0 else {}
@@ -204,6 +213,9 @@ class CouchDBStore:
             return Changes((), since)  # some servers and proxies hold the request for longer than asked
         documents = tuple(row["doc"] for row in _part(answer, "results") if row.get("doc"))
         return Changes(documents, str(_part(answer, "last_seq")))
+
+    def _now(self) -> str:
+        return str(_part(self._ask("GET", "_changes", since="now", limit=1), "last_seq"))
 
     def close(self) -> None:
         """Close this thread's connection; those of ended threads have closed with them."""
@@ -232,13 +244,20 @@ class CouchDBStore:
             response, _ = where.request(
                 method, path or None, params=params, data=data, stream=True, verify=self._login.ca_file or True
             )
-            content = b"".join(response.iter_content(PIECE_BYTES))
+            content = b"".join(self._pieces(response))
             try:
                 return response.status_code, json.loads(content)
             except ValueError as error:
                 raise StatusDBUnavailable(
                     f"'{self._login.url}' answers {method} '{path}' with {response.status_code} and no JSON"
                 ) from error
+
+    def _pieces(self, response: requests.Response) -> Iterator[bytes]:
+        limit = self._clock() + ANSWER_TIMEOUTS * self._timeout
+        for piece in response.iter_content(PIECE_BYTES):
+            yield piece
+            if self._clock() > limit:
+                raise requests.Timeout(f"the answer is not over after {ANSWER_TIMEOUTS} times the time-out")
 
     def _database(self) -> Resource:
         database: Resource = self._server().resource(quote(self._login.database, safe=""))
@@ -380,6 +399,12 @@ def _part(answer: Any, name: str) -> Any:
         return answer[name]
     except (KeyError, TypeError, IndexError) as error:
         raise StatusDBUnavailable(f"the server's answer has no '{name}': is it a CouchDB?") from error
+
+
+def _number(place: str) -> int:
+    """Return how many changes lie before a place: an integer, or in CouchDB an opaque text that begins with one."""
+    digits = place.partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _is_read_timeout(error: Exception) -> bool:
