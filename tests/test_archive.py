@@ -37,6 +37,7 @@ from watcher.archive import (
 )
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFailed, RunNotSettled, TarFailed
 from watcher.job import Job
+from watcher.lock import mark
 from watcher.model import Archive, Run, TarReport
 from watcher.tar import PIPE_BYTES, TarStream, run_size, tar_command, tar_version
 
@@ -742,20 +743,23 @@ def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(look
     assert shelf.staged() == []
 
 
-@pytest.mark.parametrize("step", ["free_bytes", "publish", "adopt"])
-def test_a_destination_that_is_not_mounted_any_more_takes_nothing(step: str, shelf: Shelf, tmp_path: Path) -> None:
-    mark = shelf.destination / ".dataflow_archive.worker_1.lock"
-    mark.touch()
-    marked = Shelf(shelf.destination, shelf.keys, mark)
+@pytest.mark.parametrize("which", ["destination", "keys"])
+@pytest.mark.parametrize("step", ["free_bytes", "stage_key", "publish", "adopt"])
+def test_a_directory_that_is_not_mounted_any_more_takes_nothing(
+    which: str, step: str, shelf: Shelf, tmp_path: Path
+) -> None:
+    marks = [mark(place, "worker_1") for place in (shelf.destination, shelf.keys)]
+    marked = Shelf(shelf.destination, shelf.keys, marks)
     archive = stage(marked, "run_001", TOKEN)
-    arguments = () if step == "free_bytes" else (archive,)
-    shelf.destination.rename(tmp_path / "elsewhere")
-    shelf.destination.mkdir()
-    with pytest.raises(NoSpace, match="is the destination unmounted"):
+    arguments = {"free_bytes": (), "stage_key": (OTHER_TOKEN, b"wrapped")}.get(step, (archive,))
+    place: Path = getattr(shelf, which)
+    place.rename(tmp_path / "elsewhere")
+    place.mkdir()
+    with pytest.raises(NoSpace, match=f"is '{place}' unmounted"):
         getattr(marked, step)("run_001", *arguments)
-    assert os.listdir(shelf.destination) == []
-    shelf.destination.rmdir()
-    (tmp_path / "elsewhere").rename(shelf.destination)
+    assert os.listdir(place) == []
+    place.rmdir()
+    (tmp_path / "elsewhere").rename(place)
     assert marked.adopt("run_001", archive)
 
 

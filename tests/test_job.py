@@ -17,7 +17,7 @@ from facility import PATIENCE_SECONDS, wait_until
 from tracing import require_strace
 
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled
-from watcher.job import MOVING, Job
+from watcher.job import MOVING, Job, enough_threads
 from watcher.model import Phase, Progress, Run
 
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
@@ -186,6 +186,13 @@ def test_a_program_that_is_not_there_is_not_the_runs_fault(job: Job) -> None:
     job.cancel(GONE)
 
 
+def test_a_lack_of_threads_is_not_the_runs_fault_and_another_error_is_no_lack_of_threads() -> None:
+    with pytest.raises(CannotRun, match="can't start new thread; too many run"), enough_threads():
+        raise RuntimeError("can't start new thread")  # CPython's words
+    with pytest.raises(RuntimeError, match="a bug"), enough_threads():
+        raise RuntimeError("a bug")
+
+
 def test_progress_is_of_the_phase_that_was_entered_last(job: Job) -> None:
     job.enter(Phase.ARCHIVING, bytes_total=100)
     job.moved(30)
@@ -255,7 +262,8 @@ def test_a_job_without_a_child_has_none_that_hangs_but_not_for_ever(phase: Phase
     job = Job(RUN, clock=clock)
     job.enter(phase)
     assert not looked_for(job, clock, 3599)
-    job.lives()
+    with job.waiting():
+        assert not looked_for(job, clock, 10_000)
     assert not looked_for(job, clock, 3599)
     assert looked_for(job, clock, 1)
     with pytest.raises(NoSpace, match=f"nothing has moved for 3600 s while {phase}"):

@@ -88,9 +88,9 @@ SAFEGUARDS = {
     ),
     "what came after our claim is spared": Safeguard(
         "worker.py",
-        "return self._attempt(replace(claim, former=former), lease, job)",
-        "return self._attempt(replace(claim, former=()), lease, job)",
-        "test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
+        "        for token in claim.former:\n            self._shelf.drop(name, token)\n",
+        "        for token in self._shelf.former(name):\n            self._shelf.drop(name, token)\n",
+        "test_worker.py::test_a_late_waker_leaves_the_files_of_its_successor_alone",
     ),
     "a file is on the disk before it is announced": Safeguard(
         "archive.py",
@@ -127,6 +127,25 @@ SAFEGUARDS = {
         "for staged, final, sha256 in self._moves(run_name, archive):\n            if not _given_name",
         "for staged, final, sha256 in reversed(self._moves(run_name, archive)):\n            if not _given_name",
         "test_archive.py::test_an_archive_has_no_name_without_its_key",
+    ),
+    "what was not adopted is not announced any more": Safeguard(
+        "worker.py",
+        '        if "archive" in lease.document:\n            lease.write(self._statusdb.announce, None)\n',
+        "",
+        "test_worker.py::test_an_archive_that_is_not_adopted_is_not_announced_any_more",
+    ),
+    "what is adopted is no older than the sentinel": Safeguard(
+        "worker.py",
+        "if sentinel not in (None, archive.sentinel) and not self._shelf.has_begun(name):",
+        "if False:",
+        "test_worker.py::test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile"
+        "[before it publishes]",
+    ),
+    "a job that waits for its next try does not hang": Safeguard(
+        "job.py",
+        "if self._is_waiting or now - self._looked_at > LOOK_SECONDS:",
+        "if now - self._looked_at > LOOK_SECONDS:",
+        "test_job.py::test_a_job_without_a_child_has_none_that_hangs_but_not_for_ever[archiving]",
     ),
     "a final name is never taken from another file": Safeguard(
         "archive.py",

@@ -21,6 +21,7 @@ from workbench import Action, Bench, always, die, no_pauses
 from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
 from watcher.lease import LeaseKeeper
 from watcher.model import Archive, Document, Run
+from watcher.sentinels import SENTINEL
 from watcher.worker import Outcome, Worker, growing_pauses
 
 AWAY = StatusDBUnavailable("the database is away, says the test")
@@ -635,7 +636,7 @@ def test_a_late_waker_leaves_the_files_of_its_successor_alone(bench: Bench) -> N
 def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = bench.ready_run()
+    run = bench.ready_run(size=20_000_000)
 
     class Losing:
         """A shelf whose staged archive vanishes as soon as tar has been read."""
@@ -798,6 +799,83 @@ def test_a_staged_file_that_is_not_the_announced_one_is_not_adopted(bench: Bench
     damaged.write_bytes(content)
     assert bench.take_over(run) is Outcome.ENCRYPTED
     assert made_by(bench, run) == bench.document(run)["last_claim"], "it was made again"
+    assert_restores(bench, run)
+
+
+def test_an_archive_that_is_not_adopted_is_not_announced_any_more(bench: Bench) -> None:
+    """Else the next one would be published under the announcement of another."""
+    run = bench.ready_run()
+    bench.with_shelf("publish", die).dies(run)
+    bench.shelf.staged_archive(run.name, staged_token(bench, run)).write_bytes(b"rotten")
+    bench.other(worker_id="worker_2").with_shelf("publish", die, after=True).dies(run, stale=True)
+    assert bench.other(worker_id="worker_3").take_over(run) is Outcome.ENCRYPTED
+    assert_restores(bench, run)
+
+
+@pytest.mark.parametrize("crash", ["before it publishes", "after the manifest, before it is announced"])
+def test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile(bench: Bench, crash: str) -> None:
+    run = bench.ready_run()
+    CRASHES[crash][0](bench).dies(run)
+    (run.path / SENTINEL).unlink()
+    (run.path / "late").write_bytes(b"of the second transfer")
+    bench.site.complete(run.path)
+    assert bench.take_over(run) is Outcome.ENCRYPTED
+    assert made_by(bench, run) == bench.document(run)["last_claim"], "it was made again"
+    assert_restores(bench, run)
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_finished_archive_is_adopted_though_its_run_is_gone(bench: Bench, crash: str, tmp_path: Path) -> None:
+    run = bench.ready_run()
+    intercept, then = CRASHES[crash]
+    intercept(bench).dies(run)
+    then(bench, run)
+    source = run.path.rename(tmp_path / "source")
+    worker = bench.other(worker_id="worker_2").worker()
+    assert worker.may_end(run)
+    assert worker.work(run, bench.document(run)["_rev"]) is Outcome.ENCRYPTED
+    assert_same_tree(source, bench.site.restore(run.name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "outcome", "failures", "kind"),
+    [
+        (lambda bench, run: shutil.rmtree(run.path), Outcome.FAILED, 1, "TarFailed"),
+        (lambda bench, run: bench.site.complete(run.path, "23\n"), Outcome.RELEASED, 0, "RunNotSettled"),
+    ],
+    ids=["gone", "withdrawn"],
+)
+def test_a_dead_workers_claim_on_a_run_that_is_gone_or_not_ready_any_more_is_ended(
+    bench: Bench, spoil: Callable[[Bench, Run], object], outcome: Outcome, failures: int, kind: str
+) -> None:
+    run = bench.ready_run()
+    bench.with_store("put", die, after=True).dies(run)
+    spoil(bench, run)
+    assert bench.worker().may_end(run), "it is its own"
+    assert not bench.other(worker_id="worker_2").worker().may_end(run)
+    assert bench.take_over(run) is outcome
+    document = bench.document(run)
+    assert (document["status"], document["failure_count"]) == ("pending", failures)
+    assert document["last_error"]["kind"] == kind
+    bench.now.advance(3601)
+    assert bench.work(run) is Outcome.NOT_READY
+
+
+def test_a_record_that_too_few_nodes_ever_confirm_is_none(bench: Bench) -> None:
+    run = bench.ready_run()
+    tries: list[int] = []
+
+    class Unconfirmed(_EveryPut):
+        def put(self, document: Document) -> object:
+            written = super().put(document)
+            if document["status"] != "encrypted":
+                return written
+            tries.append(len(tries))
+            return replace(written, confirmed=len(tries) > 7)  # type: ignore[type-var]
+
+    unconfirmed = replace(bench, make_store=lambda: Unconfirmed(bench.make_store(), lambda: None))
+    assert unconfirmed.work(run) is Outcome.ENCRYPTED
+    assert len(tries) == 8, "it is written until it is confirmed"
     assert_restores(bench, run)
 
 

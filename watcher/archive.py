@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -56,13 +56,13 @@ def _unseen(_count: int) -> None:
 class Shelf:
     """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems.
 
-    `mark` is a file of ours in the destination: where it is missing, the destination is not mounted any more.
+    `marks` are files of ours in them: where one is missing, its directory is not mounted any more.
     """
 
-    def __init__(self, destination: Path, keys: Path, mark: Path | None = None) -> None:
+    def __init__(self, destination: Path, keys: Path, marks: Collection[Path] = ()) -> None:
         self.destination = destination
         self.keys = keys
-        self._mark = mark
+        self._marks = marks
 
     def final_archive(self, run_name: str) -> Path:
         """Return the published archive's path."""
@@ -89,6 +89,7 @@ class Shelf:
 
         Raises NoSpace when it cannot be written.
         """
+        self._refuse_another_place()
         staged = self.staged_key(run_name, token)
         remove(staged)  # of a try that failed
         with writing(staged, 0o600) as file:
@@ -167,6 +168,10 @@ class Shelf:
         self.publish(run_name, archive, moved)
         return True
 
+    def has_begun(self, run_name: str) -> bool:
+        """Say whether a file stands under one of the final names."""
+        return any(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
+
     def is_published(self, run_name: str) -> bool:
         """Say whether files stand under both final names."""
         return all(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
@@ -194,7 +199,7 @@ class Shelf:
         It may be published just now, by another worker. Its final names are then on the disk before the staged
         ones go, so that no power cut takes both.
         """
-        if any(map(os.path.lexists, (self.final_archive(run_name), self.final_key(run_name)))):
+        if self.has_begun(run_name):
             self.sync()
         self._remove_staged(run_name, token)
 
@@ -216,8 +221,9 @@ class Shelf:
         return room.f_bavail * room.f_frsize + sum(self._staged_bytes(run_name))
 
     def _refuse_another_place(self) -> None:
-        if self._mark is not None and not os.path.lexists(self._mark):
-            raise NoSpace(f"'{self._mark}' is gone: is the destination unmounted? Mount it, or restart the watcher")
+        for mark in self._marks:
+            if not os.path.lexists(mark):
+                raise NoSpace(f"'{mark}' is gone: is '{mark.parent}' unmounted? Mount it, or restart the watcher")
 
     def _staged_bytes(self, run_name: str) -> Iterator[int]:
         for token in self.former(run_name):

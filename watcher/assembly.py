@@ -13,7 +13,7 @@ from watcher.archive import Shelf
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable
 from watcher.lease import LeaseKeeper
-from watcher.lock import lock_file
+from watcher.lock import lock_file, mark
 from watcher.metrics import Metrics
 from watcher.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
 from watcher.notifier import Notifier
@@ -87,7 +87,8 @@ def service(config: Config, metrics: Metrics) -> Service:
     abort = threading.Event()
     database = statusdb(config, abort.wait)
     leases = LeaseKeeper(database, config.lease_seconds)
-    place = Shelf(config.destination_path, config.run_keys_path, lock_file(config.destination_path, config.worker_id))
+    marks = (lock_file(config.destination_path, config.worker_id), mark(config.run_keys_path, config.worker_id))
+    place = Shelf(config.destination_path, config.run_keys_path, marks)
     return Service(
         Settings(
             worker_id=config.worker_id,

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, Protocol, cast
 import gnupg
 
 from watcher.errors import CannotRun, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
-from watcher.job import Job, kill, start_child
+from watcher.job import Job, enough_threads, kill, start_child
 from watcher.model import Digest
 
 BUFFER_BYTES = 1 << 20
@@ -222,7 +222,8 @@ def _stream(
         gpg.on_data = sink
         gpg.limit = None
         try:
-            result = run(gpg, feed)
+            with enough_threads():
+                result = run(gpg, feed)
         except (BrokenPipeError, ValueError) as error:
             # gpg closed its end of the pipe, or python-gnupg ours, under the thread that feeds it.
             job.check()
@@ -246,7 +247,7 @@ def wrap(
     Raises RecipientUnusable when the recipient's key cannot encrypt (any more), the job's reason if it
     was cancelled, WrapFailed otherwise.
     """
-    with closing(_GPG(home, job, limit_seconds)) as gpg:
+    with closing(_GPG(home, job, limit_seconds)) as gpg, enough_threads():
         result = gpg.encrypt(
             key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True,
             extra_args=["--cipher-algo", "AES256", *_FORMAT],
@@ -308,7 +309,7 @@ def find_recipient(
 
 
 def _list_keys(receiver: str, home: Path | None, job: Job | None, limit_seconds: float) -> list[dict[str, Any]]:
-    with closing(_GPG(home, job, limit_seconds)) as gpg:
+    with closing(_GPG(home, job, limit_seconds)) as gpg, enough_threads():
         # `--`: a receiver that starts with a hyphen is no option.
         found = gpg.list_keys(keys=["--", receiver])
     if job is not None:

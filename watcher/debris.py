@@ -53,8 +53,8 @@ class Sweeper:
         }
 
     def _open_documents(self) -> list[Document]:
-        # One status twice: a run that changes hands between two questions must not be missed.
-        statuses = (Status.PROCESSING, Status.PENDING, Status.FAILED, Status.PROCESSING)
+        # There and back: a run that goes from one status to another between two questions must not be missed.
+        statuses = (Status.FAILED, Status.PENDING, Status.PROCESSING, Status.PENDING, Status.FAILED)
         return [document for status in statuses for document in self._statusdb.with_status(status)]
 
 

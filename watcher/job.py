@@ -46,6 +46,7 @@ class Job:
         self._progress = Progress(Phase.CLAIMED)
         self._moved_at = self._looked_at = clock()
         self._storage: Path | None = None
+        self._is_waiting = False
         self._reason: WatcherError | None = None
         self.cancelled = threading.Event()
 
@@ -75,9 +76,15 @@ class Job:
         self._progress = Progress(progress.phase, progress.bytes_done + count, progress.bytes_total)
         self._moved_at = self._clock()
 
-    def lives(self) -> None:
-        """Note that the work goes on, though no byte moves."""
-        self._moved_at = self._clock()
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the context lasts nothing can hang: the work waits for its next try, and means to."""
+        self._is_waiting = True
+        try:
+            yield
+        finally:
+            self._moved_at = self._clock()
+            self._is_waiting = False
 
     def check(self) -> None:
         """Raise the reason for which this job was cancelled, if it was."""
@@ -105,7 +112,7 @@ class Job:
         Without a child there is none that hangs, and `UNHURRIED` times as long may pass.
         """
         now, progress = self._clock(), self._progress
-        if now - self._looked_at > LOOK_SECONDS:
+        if self._is_waiting or now - self._looked_at > LOOK_SECONDS:
             self._moved_at = max(self._moved_at, now)
         self._looked_at = now
         still = now - self._moved_at
@@ -162,6 +169,17 @@ class Job:
         process.wait()
         with self._lock:
             self._children.discard(process)
+
+
+@contextmanager
+def enough_threads() -> Iterator[None]:
+    """Raise CannotRun when no thread can be started in the context: the system has no more to give."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise CannotRun(f"no thread can be started: {error}; too many run on this machine, or for this user") from error
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -41,3 +41,13 @@ def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def mark(place: Path, worker_id: str) -> Path:
+    """Make sure that a directory has a file of ours, by which it is known again; return it. Raises ConfigError."""
+    path = lock_file(place, worker_id)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ConfigError(f"run_keys_path: cannot make the file '{path}': {error.strerror}") from error
+    return path

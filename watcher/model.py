@@ -144,11 +144,15 @@ class EncryptedArchive:
     staged: Path
     file: Digest
     tar: TarReport
+    sentinel: str
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A finished archive as the run document's `archive` field has it. `token` is that of the claim that staged it."""
+    """A finished archive as the run document's `archive` field has it.
+
+    `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready.
+    """
 
     file: str
     size: int
@@ -161,6 +165,7 @@ class Archive:
     members: int
     warnings: tuple[str, ...] = ()
     token: str = ""
+    sentinel: str = ""
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""

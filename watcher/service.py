@@ -260,7 +260,8 @@ class Service:
 
     def _work(self, run: Run, stale_rev: str | None) -> Outcome:
         # Asked in this thread: a disk that hangs may hold up this run, but not who keeps all leases.
-        if not self._intake.is_here(run, "pending" if stale_rev is None else "stale"):
+        is_here = self._intake.is_here(run, "pending" if stale_rev is None else "stale")
+        if not is_here and (stale_rev is None or not self._worker.may_end(run)):
             return Outcome.NOT_HERE
         outcome = self._worker.work(run, stale_rev)
         if outcome is Outcome.NOT_READY:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from watcher.errors import CannotRun, RunNotSettled, TarFailed
-from watcher.job import Job, start_child
+from watcher.job import Job, enough_threads, start_child
 from watcher.model import Digest, Run, TarReport
 
 HEADER_BYTES = 2048
@@ -55,7 +55,13 @@ class TarStream:
         self._listener = threading.Thread(
             target=self._messages.read, args=(self._process.stderr,), name=f"tar {run.name}", daemon=True
         )
-        self._listener.start()
+        try:
+            with enough_threads():
+                self._listener.start()
+        except BaseException:
+            self._job.end(self._process)
+            self._stdout.close()
+            raise
 
     def __enter__(self) -> TarStream:
         return self

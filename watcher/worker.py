@@ -28,7 +28,7 @@ from watcher.errors import (
 from watcher.job import Job
 from watcher.lease import Lease, LeaseKeeper
 from watcher.model import MAX_RETRY_DELAY_SECONDS, Archive, Claim, Document, EncryptedArchive, Phase, Run
-from watcher.sentinels import Policy, State, inspect
+from watcher.sentinels import Policy, State, inspect, version
 from watcher.statusdb import StatusDB
 from watcher.tar import TarStream, run_size
 
@@ -105,7 +105,8 @@ class Worker:
         document = self._statusdb.claimable(run, stale_rev)
         if document is None:
             return Outcome.NOT_OURS
-        if not self._is_ready(run):
+        # A dead worker's claim is ended whatever has become of the run: it may have been finished.
+        if stale_rev is None and not self._is_ready(run):
             return Outcome.NOT_READY
         with self._reserved(document, Job(run, run_size(run))) as job:
             if job is None:
@@ -121,6 +122,15 @@ class Worker:
             with self._leases.hold(claim, job, asked_at) as lease:
                 return self._attempt(replace(claim, former=former), lease, job)
 
+    def may_end(self, run: Run) -> bool:
+        """Say whether a stale claim is ours to end, though the run is not here: we made it, or files of it are here.
+
+        Raises NoSpace, StatusDBUnavailable.
+        """
+        document = self._statusdb.get(run.name) or {}
+        is_own = document.get("worker_id") == self._settings.worker_id
+        return is_own or self._shelf.has_begun(run.name) or bool(self._shelf.former(run.name))
+
     def cancel(self, reason: WatcherError) -> None:
         """Stop all work for `reason`, without waiting for it to end."""
         with self._lock:
@@ -131,6 +141,8 @@ class Worker:
     def _story(self, claim: Claim, lease: Lease, job: Job) -> None:
         archive = self._adopt(claim, lease, job)
         if archive is None:
+            if version(claim.run.path) is not None and not self._is_ready(claim.run):
+                raise RunNotSettled(f"the sentinel of '{claim.run.path}' is not ready any more")
             key = crypto.FileKey.generate()
             encrypted = self._encrypt(claim, key, job)
             archive = self._wrap(claim, encrypted, key, job)
@@ -173,8 +185,12 @@ class Worker:
 
     def _adopt(self, claim: Claim, lease: Lease, job: Job) -> Archive | None:
         """Complete what an interrupted attempt left finished; sweep away what it did not finish."""
-        name = claim.run.name
+        name, sentinel = claim.run.name, version(claim.run.path)
         for archive in self._finished(claim):
+            if sentinel not in (None, archive.sentinel) and not self._shelf.has_begun(name):
+                logger.warning("an archive is older than the sentinel, and made again", extra=_of(job))
+                self._shelf.drop(name, archive.token)
+                continue
             if archive.to_document() != lease.document.get("archive"):
                 lease.write(self._statusdb.announce, archive)
             job.enter(Phase.VALIDATING, archive.size)
@@ -199,6 +215,7 @@ class Worker:
         settings, home = self._settings, self._settings.gnupg_home
         crypto.find_recipient(settings.receiver, home, job)  # before hours of work, not after
         staged = self._shelf.staged_archive(claim.run.name, claim.token)
+        sentinel = version(claim.run.path) or ""  # before tar reads anything: whatever comes later makes another
         job.enter(Phase.ARCHIVING, job.size)
         with (
             writing(staged) as file,
@@ -211,7 +228,7 @@ class Worker:
             digest, plain = crypto.validate(job.on_storage(stored.read, staged), key, job, home)
         if plain != report.stream:
             raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
-        return EncryptedArchive(staged, digest, report)
+        return EncryptedArchive(staged, digest, report, sentinel)
 
     def _wrap(self, claim: Claim, encrypted: EncryptedArchive, key: crypto.FileKey, job: Job) -> Archive:
         """Stage the wrapped key. A recipient that has expired since the start is waited for: the key is here only."""
@@ -236,6 +253,7 @@ class Worker:
             members=encrypted.tar.members,
             warnings=encrypted.tar.warnings,
             token=claim.token,
+            sentinel=encrypted.sentinel,
         )
         self._wait_out(lambda: self._shelf.stage_manifest(claim.run.name, archive), "stage the manifest", job)
         return archive
@@ -254,7 +272,6 @@ class Worker:
     def _wait_out(self, step: Callable[[], T], what: str, job: Job) -> T:
         """Do the step; while it is nobody's fault that it cannot be done, wait and try again, however long."""
         for pause in self._pauses():
-            job.lives()
             try:
                 return step()
             except Interrupted:
@@ -262,8 +279,9 @@ class Worker:
             except NotTheRunsFault as error:
                 job.check()
                 logger.warning("cannot %s yet, trying again in %g s: %s", what, pause, error, extra=_of(job))
-            if job.cancelled.wait(pause):
-                job.check()
+            with job.waiting():
+                job.cancelled.wait(pause)
+            job.check()
         raise AssertionError("pauses end")
 
     def _release(self, lease: Lease, job: Job, error: NotTheRunsFault) -> Outcome:

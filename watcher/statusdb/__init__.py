@@ -326,7 +326,7 @@ class _Saving:
             try:
                 return self._put()
             except Conflict:
-                if self._has_arrived():
+                if self._is_over():
                     return self._document
         raise StatusDBUnavailable(f"the document of run '{self._document['_id']}' is being changed")
 
@@ -340,10 +340,11 @@ class _Saving:
             raise StatusDBUnavailable(f"too few nodes confirmed the write of run '{changed['_id']}'")
         return self._document
 
-    def _has_arrived(self) -> bool:
-        """Read what stands there; say whether it is our own write, whose answer was lost, that was in our way.
+    def _is_over(self) -> bool:
+        """Read what stands in our way; say whether another has claimed the run since we ended our claim.
 
-        If it is not, the next try is made over it. Raises ClaimLost if it is not ours to change any more.
+        If not, the next try is made over it, though it may be our own write: its answer was lost, or too few
+        nodes confirmed it. Raises ClaimLost if it is not ours to change any more.
         """
         run_id = self._document["_id"]
         found = self._store.get(run_id)
@@ -351,7 +352,7 @@ class _Saving:
         if found is None or not (has_ended or model.is_held(found, self._token)):
             raise ClaimLost(_whose(run_id, found)) from None
         self._document = found
-        return has_ended
+        return has_ended and model.status_of(found) is Status.PROCESSING
 
 
 def path_of(document: Document) -> Path:
