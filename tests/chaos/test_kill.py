@@ -26,6 +26,7 @@ def settle(hall: Hall) -> None:
     hall.stop_all()
     hall.await_no_children()
     hall.assert_whole()
+    assert hall.missed < hall.kills / 4, "most kills came at their step"
     say(f"{hall.kills} kills survived ({hall.missed} of them later than their step), {len(hall.runs)} runs, 0 lost")
 
 

@@ -169,11 +169,14 @@ class Rivals(RuleBasedStateMachine):
         self._finished_archives_are_kept(document)
 
     def _finished_archives_are_kept(self, document: Document) -> None:
-        """What its maker finished while it held the run, or announced, is staged until it is published."""
+        """What its maker finished while it held the run, or announced, is staged until it is published.
+
+        One who has lost the run may leave a manifest of files that were swept meanwhile.
+        """
         shelf, name = self.bench.shelf, self.run.name
-        token = document.get("claim", {}).get("token")
-        self.finished |= {document.get("archive", {}).get("token")} - {None}
-        self.finished |= {token} if token and shelf.is_finished(name, token) else set()
+        token, announced = document.get("claim", {}).get("token"), document.get("archive", {}).get("token")
+        wanted = {announced, token if token and shelf.is_finished(name, token) else None} - {None}
+        self.finished |= {one for one in wanted if shelf.staged_archive(name, one).exists()}
         if not (self.had_misfortune or shelf.is_published(name)):
             for token in self.finished:
                 assert shelf.staged_archive(name, token).exists(), "a finished archive is thrown away"
