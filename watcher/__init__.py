@@ -34,6 +34,8 @@ Where the code left the design it was built to, and why:
   have. (`watcher.crypto`)
 - A finished archive has a manifest beside it while it is staged, so that it can be adopted even if the
   database was away from before it was announced until its maker died. (`watcher.archive`)
+- An archive names the version of the sentinel that had made its run ready. Until it has a final name it is adopted
+  only while that is still the one: a transfer that came again may have brought more. (`watcher.worker`)
 - Who could not look at the others' claims for half a lease begins anew to count: after an outage of
   the database nobody takes a run from a holder that could not renew either. (`watcher.lease`)
 - gpg's output comes through a pipe and is written here, so that a full or failing disk is an errno and

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from facility import Site, assert_same_tree, wait_until
+from gate import Gate
 from hall import Hall, children_of, signal_all
 
 pytestmark = pytest.mark.chaos
@@ -63,13 +64,18 @@ def test_a_child_that_hangs_is_ended_after_the_stall_limit_and_counted(site: Sit
     _assert_second_attempt(hall, f"no byte moved .* while {phase}")
 
 
-def test_once_ends_a_child_that_hangs_too(site: Site) -> None:
-    site.configure(stall_limit=1, retry_delay="1 h")
-    site.complete(site.make_run(size=BIG))
-    once = site.start("once")
-    wait_until(site.debris, "the archive is begun")
-    signal_all(children_of(once.pid, "tar"), signal.SIGSTOP)
-    assert once.wait() == 1, once.log
+@pytest.mark.parametrize("way", ["once", "stopping"])
+def test_a_child_that_hangs_is_ended_by_once_and_by_a_watcher_that_is_to_stop_too(
+    site: Site, gate: Gate, way: str
+) -> None:
+    """At the gate, tar moves nothing."""
+    site.configure(stall_limit=2, retry_delay="1 h")
+    site.complete(site.make_run())
+    daemon = site.start(*(["once"] if way == "once" else []), PATH=gate.path)
+    if way == "stopping":
+        site.wait_for("run_001", "processing")
+        daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == (1 if way == "once" else 0)
     document = site.document()
     assert document is not None
     assert (document["failure_count"], document["last_error"]["kind"]) == (1, "Stalled")
