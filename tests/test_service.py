@@ -106,6 +106,18 @@ def test_once_does_not_call_it_good_when_a_registered_run_is_not_ready(site: Sit
     assert site.command("once").returncode == 0
 
 
+def test_a_dead_watchers_claim_on_a_run_that_has_vanished_is_given_back_when_it_starts_again(
+    site: Site, gate: Gate
+) -> None:
+    run = site.complete(site.make_run())
+    first = site.start(log="first.log", PATH=gate.path).wait_ready()
+    site.wait_for("run_001", "processing")
+    first.kill()
+    run.rename(site.root / "elsewhere")
+    site.start(log="second.log").wait_ready()
+    assert site.wait_for("run_001", "pending")["failure_count"] == 0
+
+
 # Rescans
 
 

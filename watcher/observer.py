@@ -12,7 +12,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver
@@ -68,7 +70,7 @@ class Observer:
         self._emitter: Emitter | None = None
         self._complaints: dict[str, str] = {}
         self._barred: set[str] = set()  # directories that this user could not look into, or not watch
-        self._missing: set[str] = set()  # what was removed or unmounted where no event will tell that it is back
+        self._missing = SimpleQueue[str]()  # what was removed or unmounted where no event will tell that it is back
         self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
         self.overflows = 0
 
@@ -142,7 +144,10 @@ class Observer:
 
     def take_missing(self) -> set[str]:
         """Return the paths of which no event will tell when they are back; they are for `look_again`, and forgotten."""
-        missing, self._missing = self._missing, set()
+        missing = set()
+        with suppress(Empty):
+            while True:
+                missing.add(self._missing.get_nowait())
         return missing
 
     def look_again(self, missing: set[str]) -> None:
@@ -151,7 +156,7 @@ class Observer:
             if os.path.isdir(path):  # noqa: PTH112  # as in `inspect`
                 self.arrived(*path.rsplit("/", 1))
             elif os.path.islink(path):  # noqa: PTH114  # as in `inspect`
-                self._missing.add(path)
+                self._missing.put(path)
 
     # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
 
@@ -176,7 +181,7 @@ class Observer:
 
     def went_away(self, path: str) -> None:
         """Note that what a path led to is gone, and may come back unseen: by a mount, or where a link leads."""
-        self._missing.add(path)
+        self._missing.put(path)
 
     def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
@@ -199,7 +204,7 @@ class Observer:
         # Each directory is watched first and then looked at, so that there is no gap.
         if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
             if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
-                self._missing.add(sequencer)  # where it leads is out of our sight
+                self._missing.put(sequencer)  # where it leads is out of our sight
             return
         self._barred.add(sequencer)  # until it is known to be open and watched: its mode may change in between
         if emitter := self._emitter:

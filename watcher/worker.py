@@ -123,13 +123,13 @@ class Worker:
                 return self._attempt(replace(claim, former=former), lease, job)
 
     def may_end(self, run: Run) -> bool:
-        """Say whether a stale claim is ours to end, though the run is not here: we made it, or files of it are here.
+        """Say whether a stale claim is ours to end, though the run is not here: we made it, or its archive is here.
 
         Raises NoSpace, StatusDBUnavailable.
         """
-        document = self._statusdb.get(run.name) or {}
+        document, shelf, name = self._statusdb.get(run.name) or {}, self._shelf, run.name
         is_own = document.get("worker_id") == self._settings.worker_id
-        return is_own or self._shelf.has_begun(run.name) or bool(self._shelf.former(run.name))
+        return is_own or shelf.has_begun(name) or any(shelf.manifests(name, shelf.former(name)))
 
     def cancel(self, reason: WatcherError) -> None:
         """Stop all work for `reason`, without waiting for it to end."""
@@ -141,8 +141,9 @@ class Worker:
     def _story(self, claim: Claim, lease: Lease, job: Job) -> None:
         archive = self._adopt(claim, lease, job)
         if archive is None:
-            if version(claim.run.path) is not None and not self._is_ready(claim.run):
-                raise RunNotSettled(f"the sentinel of '{claim.run.path}' is not ready any more")
+            was_stale, is_gone = _was_stale(claim), version(claim.run.path) is None
+            if (was_stale or not is_gone) and not self._is_ready(claim.run):
+                raise RunNotSettled(f"'{claim.run.path}' is gone, or its sentinel is not ready any more")
             key = crypto.FileKey.generate()
             encrypted = self._encrypt(claim, key, job)
             archive = self._wrap(claim, encrypted, key, job)
@@ -359,9 +360,13 @@ def _of(job: Job) -> dict[str, str]:
     return {"run": job.run.name}
 
 
+def _was_stale(claim: Claim) -> bool:
+    return claim.previous.get("status") == "processing"
+
+
 def _tell_claim(claim: Claim) -> None:
     extra = {"run": claim.run.name}
-    if claim.previous.get("status") == "processing":
+    if _was_stale(claim):
         whose = claim.previous.get("worker_id")
         logger.warning("took over the stale claim of worker '%s'", whose, extra=extra)
     else:
