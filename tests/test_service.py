@@ -240,7 +240,7 @@ def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd:
     assert [text for text in before_ready if "WATCHDOG=1" in text]
 
 
-@pytest.mark.parametrize("name", ["lease", "stalls", "changes", "intake", "worker_0"])
+@pytest.mark.parametrize("name", ["lease", "stalls", "rescan", "changes", "intake", "worker_0"])
 def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
     site.configure(lease_seconds=1)
     daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()

@@ -47,6 +47,8 @@ Where the code left the design it was built to, and why:
   a sentinel says are three jobs.
 - `debris` is a room beside the worker: what no claim will ever remove is found once a day.
 - `lock` and `notifier` are rooms of their own: one process a worker id, and what systemd is told.
+- Rescans have a thread of their own: whoever feeds the watchdog, keeps leases, hears of events or of the database
+  waits for no run's disk. (`watcher.service`)
 - `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
   runs to free threads.
 - A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.

@@ -111,10 +111,11 @@ class Intake:
             sighting = self._sightings.get()
         return batch, False
 
-    def take(self, sightings: Iterable[Sighting], noticed: Noticed, tend: Callable[[], None] = lambda: None) -> int:
+    def take(self, sightings: Iterable[Sighting], noticed: Noticed, go_on: Callable[[], None] = lambda: None) -> int:
         """Register the ready runs among the sightings, offer those that are pending; return how many sightings came.
 
-        `tend` is called after each sighting. Raises StatusDBUnavailable; then all of it may be done again.
+        `go_on` is called after each sighting, and may raise to end it. Raises StatusDBUnavailable; then all of it may
+        be done again.
         """
         seen, ready = 0, list[Run]()
         asked: deque[Future[None]] = deque()
@@ -128,7 +129,7 @@ class Intake:
                         asked.popleft().result()
                     asked.append(beside.submit(self._register, ready, noticed))
                     ready = []
-                tend()
+                go_on()
             for batch in asked:
                 batch.result()
         self._register(ready, noticed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 
 _TOLD_ONCE = ("READY=1", "STOPPING=1")
 """If systemd did not hear one of these, it goes with the next that is told: without READY=1 no watchdog runs."""
@@ -18,9 +19,14 @@ class Notifier:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._last = ""
         self._unheard: tuple[str, ...] = ()
+        self._lock = threading.Lock()
 
     def send(self, *states: str) -> None:
         """Send assignments such as READY=1; one that was just sent is not repeated, but for WATCHDOG=1."""
+        with self._lock:
+            self._send(states)
+
+    def _send(self, states: tuple[str, ...]) -> None:
         # Of two that exclude each other, systemd takes the last.
         states = (*(state for state in self._unheard if state not in states), *states)
         text = "\n".join(states)

@@ -1,9 +1,10 @@
 """The daemon: its threads, its signals, what it tells systemd, and the order in which it ends.
 
-Threads: main (rescans, health, systemd), one that reads signals, watchdog's observer (one reads
-inotify, one waits for sentinels to settle, one dispatches), one that registers what events bring, one
-that follows the database's changes, one that renews all leases, one that ends what hangs, and the
-pool. Registering has a thread of its own so that a storm of events becomes a few large requests.
+Threads: main (health, systemd), one that reads signals, watchdog's observer (one reads inotify, one
+waits for sentinels to settle, one dispatches), one that rescans and looks after the observer, one that
+registers what events bring, one that follows the database's changes, one that renews all leases, one
+that ends what hangs, and the pool. Registering has a thread of its own so that a storm of events
+becomes a few large requests; rescanning, so that a disk that hangs keeps none of the others waiting.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 ABORT_SECONDS = 4.0
 """After the second signal so long for children to end and claims to be given back."""
+
+RESCAN_END_SECONDS = 5.0
+"""How long the end waits for a rescan to be broken off; one that hangs in a disk is left behind."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +99,8 @@ class Service:
         self._sweeper = Sweeper(statusdb, shelf)
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
-        self._fed_at = float("-inf")
+        self._rescan_now = threading.Event()
+        self._rescan_began: float | None = None
         self._threads: list[threading.Thread] = []
 
     def run(self) -> int:
@@ -108,10 +113,7 @@ class Service:
             self._start("changes", lambda: self._feed.follow(self._stopping))
             self._start("intake", lambda: self._intake.follow(self._abort))
             self._observer.start()
-            self._look_at_places()
-            self._rescan_completely("first rescan")
-            self._notifier.send("READY=1", f"STATUS={self._state()}")
-            logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
+            self._start("rescan", self._look_at_disks)
             self._watch()
         self._finish()
         return self._exit_code
@@ -133,12 +135,9 @@ class Service:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
-            if self._rescan_at <= time.monotonic():
-                self._look_at_places()
-                self._rescan("rescan")
-            self._look_after()
+            self._feed_watchdog()
             due = self._dispatcher.release_due()
-            wait = min(TICK_SECONDS, self._rescan_at - time.monotonic(), due if due is not None else TICK_SECONDS)
+            wait = min(TICK_SECONDS, due if due is not None else TICK_SECONDS)
             try:
                 reasons = {self._inbox.get(timeout=max(wait, 0.0))}
             except queue.Empty:
@@ -151,33 +150,52 @@ class Service:
     def _recover(self, why: str) -> None:
         if not self._stopping.is_set():
             logger.warning("%s: a rescan finds what events did not tell", why)
-            self._rescan_at = 0.0
+            self._rescan_now.set()
 
-    def _look_after(self) -> None:
-        """Restart what died, notice new mounts, and tell systemd that all is well if it is."""
+    def _look_at_disks(self) -> None:
+        """Rescan, and see to it that events are told. A disk that hangs may hold up this thread, and no other."""
+        self._look_at_places()
+        self._rescan_completely("first rescan")
+        if not self._stopping.is_set():
+            self._notifier.send("READY=1", f"STATUS={self._state()}")
+            logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
+        while not self._stopping.is_set():
+            left = self._rescan_at - time.monotonic()
+            if self._rescan_now.wait(min(max(left, 0.0), TICK_SECONDS)) or left <= 0:
+                self._rescan_now.clear()
+                self._look_at_places()
+                self._rescan("rescan")
+            self._look_after_observer()
+
+    def _look_after_observer(self) -> None:
+        """Restart it if it has died, and notice what no event tells."""
         if trouble := self._observer.trouble():
             logger.error("the observer is started anew: %s", trouble)
             self._observer.restart()
-            self._rescan_at = 0.0
+            self._rescan_now.set()
         missing = self._observer.take_missing()  # first: what is away when mounts are looked at is one or the other
         if self._places.have_changed():
             self._inbox.put(f"something was mounted or unmounted in '{self._settings.sequencing_path}'")
         self._observer.look_again(missing)
-        self._feed_watchdog()
 
     def _feed_watchdog(self) -> None:
-        self._fed_at = time.monotonic()
         threads = [*self._threads, *self._dispatcher.threads()]
         dead = [thread.name for thread in threads if not thread.is_alive()]
+        if self._stopping.is_set():
+            return  # some have ended as they should
         if dead:
             logger.critical("threads have died: %s; systemd will restart us", ", ".join(dead))
         else:
             self._notifier.send("WATCHDOG=1", f"STATUS={self._state()}")
+        began = self._rescan_began
+        if began is not None and time.monotonic() - began >= self._settings.stall_limit:
+            self._rescan_began = None  # told once
+            path = self._settings.sequencing_path
+            logger.error("a rescan does not end: look for a disk below '%s' that does not answer", path)
 
-    def _tend(self) -> None:
-        """Feed the watchdog now and then in the middle of a rescan, which may take longer than systemd waits."""
-        if time.monotonic() - self._fed_at >= TICK_SECONDS:
-            self._feed_watchdog()
+    def _go_on(self) -> None:
+        if self._stopping.is_set():
+            raise Interrupted("the watcher is to end")
 
     def _look_at_places(self) -> None:
         """Learn where rescans have to stand in for events, and say it once."""
@@ -200,15 +218,20 @@ class Service:
         started = time.monotonic()
         interval = self._settings.network_rescan_interval if self._places.remote else self._settings.rescan_interval
         self._rescan_at = started + interval * random.uniform(0.9, 1.1)  # noqa: S311
+        self._rescan_began = started
         try:
-            seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._tend)
+            seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._go_on)
             for document in self._statusdb.pending():
                 self._offer(document)
             self._take_back_own()
+        except Interrupted:
+            return False
         except NotTheRunsFault as error:
             logger.warning("%s not complete, tried again soon: %s", why, error)
             self._rescan_at = time.monotonic() + min(10.0, interval)
             return False
+        finally:
+            self._rescan_began = None
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
         try:
@@ -253,8 +276,7 @@ class Service:
     def _missed(self) -> None:
         """Look at everything anew: documents may have been changed or deleted unseen."""
         self._intake.forget_all()
-        self._rescan_at = 0.0
-        self._inbox.put("")
+        self._rescan_now.set()
 
     # Between the parts
 
@@ -370,6 +392,10 @@ class Service:
         """End in order: nothing new, observer, running runs under renewed leases, then the leases."""
         self._dispatcher.close()
         self._stopping.set()
+        self._rescan_now.set()
+        for thread in self._threads:
+            if thread.name == "rescan":
+                thread.join(RESCAN_END_SECONDS)
         self._observer.stop()
         self._intake.end()
         self._dispatcher.shutdown()

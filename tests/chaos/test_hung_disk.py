@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, wait_until
+from facility import Site, Systemd, wait_until
 from failing_disk import Disk, Unavailable, failing_disk
 from gate import Gate
 from hall import Hall
@@ -79,6 +79,28 @@ def test_a_worker_whose_rescan_hangs_too_loses_its_run_all_the_same(site: Site, 
     sleeper.wait_for_log("run_001: stopped: ")
     hall.stop_all()
     hall.assert_whole()
+
+
+def test_a_rescan_that_hangs_keeps_no_run_of_another_sequencer_waiting_and_no_watchdog_unfed(
+    site: Site, disk: Mounting, systemd: Systemd
+) -> None:
+    sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
+    hall = Hall(site, stall_limit=1)
+    site.environment["NOTIFY_SOCKET"] = systemd.address
+    daemon = hall.start("worker_1", rescan_interval="0.3 s").wait_ready()
+    sequencer.hang("getattr")
+    wait_until(lambda: sequencer.hangs, "the rescan hangs")
+    assert "ERROR" in daemon.wait_for_log("a rescan does not end: look for a disk below")
+    hall.add_run("run_001")
+    hall.await_encrypted()
+    fed = systemd.count("WATCHDOG=1")
+    wait_until(lambda: systemd.count("WATCHDOG=1") > fed + 1, "the watchdog to be fed")
+    assert daemon.stop() == 0
+    sequencer.go_on()
+    hall.start("worker_1").wait_ready()
+    hall.stop_all()
+    hall.assert_whole()
+    assert daemon.log.count("a rescan does not end") == 1
 
 
 @pytest.mark.parametrize("is_claimed", [False, True], ids=["pending", "stale"])
