@@ -789,6 +789,16 @@ def test_dropping_one_claims_files_leaves_those_of_another(shelf: Shelf) -> None
     assert shelf.former("run_002") == (TOKEN,)
 
 
+def test_a_manifest_goes_before_the_files_that_it_speaks_of(shelf: Shelf) -> None:
+    shelf.stage_manifest("run_001", stage(shelf, "run_001", TOKEN))
+    staged = shelf.staged_key("run_001", TOKEN)
+    staged.unlink()
+    staged.mkdir()  # which no unlink removes
+    with pytest.raises(NoSpace, match="cannot remove"):
+        shelf.drop("run_001", TOKEN)
+    assert not shelf.is_finished("run_001", TOKEN)
+
+
 # on the disk, in this order
 
 

@@ -147,6 +147,24 @@ SAFEGUARDS = {
         "if now - self._looked_at > LOOK_SECONDS:",
         "test_job.py::test_a_job_without_a_child_has_none_that_hangs_but_not_for_ever[archiving]",
     ),
+    "what came after our claim is spared even by one who sleeps at it": Safeguard(
+        "worker.py",
+        "return self._attempt(replace(claim, former=former), lease, job)",
+        "return self._attempt(replace(claim, former=self._shelf.former(run.name)), lease, job)",
+        "test_worker.py::test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_successor_alone",
+    ),
+    "a manifest goes first": Safeguard(
+        "archive.py",
+        "return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)",
+        "return self.staged_key(run_name, token), self.staged_archive(run_name, token), manifest",
+        "test_archive.py::test_a_manifest_goes_before_the_files_that_it_speaks_of",
+    ),
+    "a record is on the disk (SQLite)": Safeguard(
+        "statusdb/sqlite.py",
+        "pragma synchronous = full",
+        "pragma synchronous = off",
+        "test_archive.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",
+    ),
     "a final name is never taken from another file": Safeguard(
         "archive.py",
         "os.link(staged, final)",

@@ -633,6 +633,19 @@ def test_a_late_waker_leaves_the_files_of_its_successor_alone(bench: Bench) -> N
     assert_restores(bench, run)
 
 
+def test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_successor_alone(bench: Bench) -> None:
+    run = bench.ready_run()
+    left: list[Path] = []
+
+    def sleep() -> None:
+        bench.other(worker_id="worker_2").with_shelf("stage_manifest", die).dies(run, stale=True)
+        left.extend(bench.site.debris())
+
+    assert bench.with_store("put", sleep, after=True).work(run) is Outcome.LOST
+    assert len(left) == 2
+    assert sorted(bench.site.debris()) == sorted(left)
+
+
 def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
