@@ -100,7 +100,8 @@ class Service:
         self._stale = StaleClaims(settings.lease_seconds)
         self._rescan_at = 0.0
         self._rescan_now = threading.Event()
-        self._rescan_began: float | None = None
+        self._looking_since: float | None = None
+        self._told_since: float | None = None
         self._threads: list[threading.Thread] = []
 
     def run(self) -> int:
@@ -148,20 +149,23 @@ class Service:
                 self._recover(", ".join(reasons))
 
     def _recover(self, why: str) -> None:
-        if not self._stopping.is_set():
+        if not (self._stopping.is_set() or self._rescan_now.is_set()):  # once for each rescan
             logger.warning("%s: a rescan finds what events did not tell", why)
             self._rescan_now.set()
 
     def _look_at_disks(self) -> None:
         """Rescan, and see to it that events are told. A disk that hangs may hold up this thread, and no other."""
+        self._looking_since = time.monotonic()
         self._look_at_places()
         self._rescan_completely("first rescan")
         if not self._stopping.is_set():
             self._notifier.send("READY=1", f"STATUS={self._state()}")
             logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
         while not self._stopping.is_set():
-            left = self._rescan_at - time.monotonic()
-            if self._rescan_now.wait(min(max(left, 0.0), TICK_SECONDS)) or left <= 0:
+            left, self._looking_since = self._rescan_at - time.monotonic(), None
+            is_due = self._rescan_now.wait(min(max(left, 0.0), TICK_SECONDS)) or left <= 0
+            self._looking_since = time.monotonic()
+            if is_due:
                 self._rescan_now.clear()
                 self._look_at_places()
                 self._rescan("rescan")
@@ -187,10 +191,9 @@ class Service:
             logger.critical("threads have died: %s; systemd will restart us", ", ".join(dead))
         else:
             self._notifier.send("WATCHDOG=1", f"STATUS={self._state()}")
-        began = self._rescan_began
-        if began is not None and time.monotonic() - began >= self._settings.stall_limit:
-            self._rescan_began = None  # told once
-            path = self._settings.sequencing_path
+        since, path = self._looking_since, self._settings.sequencing_path
+        if since and since != self._told_since and time.monotonic() - since >= self._settings.stall_limit:
+            self._told_since = since
             logger.error("a rescan does not end: look for a disk below '%s' that does not answer", path)
 
     def _go_on(self) -> None:
@@ -218,7 +221,6 @@ class Service:
         started = time.monotonic()
         interval = self._settings.network_rescan_interval if self._places.remote else self._settings.rescan_interval
         self._rescan_at = started + interval * random.uniform(0.9, 1.1)  # noqa: S311
-        self._rescan_began = started
         try:
             seen = self._intake.take(self._observer.sweep(), Noticed.RESCAN, self._go_on)
             for document in self._statusdb.pending():
@@ -230,8 +232,6 @@ class Service:
             logger.warning("%s not complete, tried again soon: %s", why, error)
             self._rescan_at = time.monotonic() + min(10.0, interval)
             return False
-        finally:
-            self._rescan_began = None
         seconds = time.monotonic() - started
         logger.info("%s: %d runs seen in %.2f s; %s", why, seen, seconds, self._counted())
         try:
