@@ -188,6 +188,7 @@ class Site:
             "gnupg_home": str(gnupg),
             "minimum_free_space": "1 MB",
             "retry_delay": 0,
+            "quiet_period": 0,
             "worker_id": "worker_1",
         }
         self.configure(**options)

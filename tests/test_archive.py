@@ -39,7 +39,8 @@ from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFa
 from watcher.job import Job
 from watcher.lock import mark
 from watcher.model import Archive, Run, TarReport
-from watcher.tar import PIPE_BYTES, TarStream, run_size, tar_command, tar_version
+from watcher.source import Rules, Stillness, hold
+from watcher.tar import PIPE_BYTES, TarStream, tar_version
 
 BIG = 4 * PIPE_BYTES
 """tar blocks in the middle of a file of this size until somebody reads."""
@@ -73,8 +74,13 @@ def run(tmp_path: Path) -> Run:
 
 @contextmanager
 def stream(run: Run, exclusions: tuple[str, ...] = (), tolerated: tuple[str, ...] = ()) -> Iterator[TarStream]:
-    with TarStream(run, exclusions, tolerated, Job(run)) as tar:
+    with hold(run, Rules(exclusions, tolerated)) as source, TarStream(Stillness(source, 0), Job(run)) as tar:
         yield tar
+
+
+def run_size(run: Run) -> int:
+    with hold(run, Rules()) as source:
+        return source.list().size
 
 
 def everything(tar: TarStream) -> bytes:
@@ -218,14 +224,20 @@ def test_exclusions_leave_out_what_matches_at_any_depth(run: Run) -> None:
 
 @pytest.mark.parametrize("pattern", ["-rf", "--checkpoint-action=exec=touch x", "with space", "'\"", ""])
 def test_an_exclusion_is_a_pattern_and_no_option(pattern: str, run: Run) -> None:
-    assert f"--exclude={pattern}" in tar_command(run, (pattern,))
     assert archive(run, (pattern,))[1].members == 3
 
 
-@pytest.mark.parametrize("pattern", ["*", "run_001", "run_*"])
+@pytest.mark.parametrize("pattern", ["*", ".", "?"])
 def test_exclusions_that_leave_nothing_fail_and_say_so(pattern: str, run: Run) -> None:
-    with pytest.raises(TarFailed, match="tar_exclusions exclude the whole run"):
+    with hold(run, Rules((pattern,))) as source:
+        assert "tar_exclusions exclude the whole run" in str(source.list().trouble)
+    with pytest.raises(TarFailed, match="exclude the whole run"):
         archive(run, (pattern,))
+
+
+@pytest.mark.parametrize("pattern", ["run_001", "run_*"])
+def test_an_exclusion_is_not_compared_with_the_runs_own_name(pattern: str, run: Run) -> None:
+    assert archive(run, (pattern,))[1].members == 3
 
 
 # what happens while tar reads
@@ -326,8 +338,10 @@ UNREADABLE = """
     from watcher.errors import TarFailed
     from watcher.job import Job
     from watcher.model import Run
+    from watcher.source import Rules, Stillness, hold
     run = Run(Path(sys.argv[1]))
-    with TarStream(run, (), ("secret",), Job(run)) as tar:
+    rules = Rules(tolerated=("secret",))
+    with hold(run, rules) as source, TarStream(Stillness(source, 0), Job(run)) as tar:
         while tar.read(1 << 16):
             pass
         try:
@@ -357,51 +371,64 @@ def test_what_cannot_be_read_fails_with_tars_words_though_its_name_be_tolerated(
     assert words.startswith("tar ended with exit status 2: ./run_001/secret: Cannot open: Permission denied")
 
 
-def test_a_run_that_is_swapped_for_a_symbolic_link_fails_and_nothing_behind_the_link_is_read(
-    run: Run, tmp_path: Path
+def links(run: Run, outside: Path) -> None:
+    run.path.symlink_to(outside)
+
+
+def another_directory(run: Run, outside: Path) -> None:
+    shutil.copytree(outside, run.path)
+
+
+@pytest.mark.parametrize("swapped_for", [links, another_directory])
+@pytest.mark.parametrize("when", ["before tar starts", "while tar reads"])
+def test_what_is_archived_is_the_held_directory_whatever_has_its_name(
+    swapped_for: Callable[[Run, Path], None], when: str, run: Run, tmp_path: Path
 ) -> None:
     big_file(run.path / "big")
     outside = big_file(tmp_path / "outside" / "secret", 1000)
-    with stream(run) as tar:
-        open_file(tar)
-        run.path.rename(tmp_path / "moved")
-        run.path.symlink_to(outside.parent)
-        data = everything(tar)
-        with pytest.raises((TarFailed, RunNotSettled)):
-            tar.report()
-    assert outside.read_bytes() not in data
+    with hold(run, Rules()) as source:
+        still = Stillness(source, 0)
+
+        def swap() -> None:
+            run.path.rename(tmp_path / "moved")
+            swapped_for(run, outside.parent)
+
+        if when == "before tar starts":
+            swap()
+        with TarStream(still, Job(run)) as tar:
+            if when == "while tar reads":
+                open_file(tar)
+                swap()
+            data = everything(tar)
+            assert tar.report().members == 4
+        assert {member.name for member in members_of(data)} >= {"./run_001", "./run_001/big", "./run_001/small"}
+        assert outside.read_bytes() not in data
+        with pytest.raises(RunNotSettled, match="was replaced by another directory, or moved"):
+            still.require()
 
 
-def test_a_run_that_is_swapped_for_another_directory_fails(run: Run, tmp_path: Path) -> None:
-    big_file(run.path / "Data" / "big")
-
-    def swap(_path: Path) -> None:
-        run.path.rename(tmp_path / "moved")
-        run.path.mkdir()
-
-    with pytest.raises((TarFailed, RunNotSettled)):
-        changed(run, swap)
-
-
-def test_the_directory_that_tar_read_must_be_the_one_that_is_there_at_the_end(run: Run, tmp_path: Path) -> None:
-    with stream(run) as tar:
-        everything(tar)
-        tar._process.wait()
-        run.path.rename(tmp_path / "moved")
-        run.path.mkdir()
-        with pytest.raises(TarFailed, match="was replaced by another directory while tar read it"):
-            tar.report()
+def test_a_rename_and_back_while_tar_reads_changes_nothing(run: Run, tmp_path: Path) -> None:
+    big_file(run.path / "big")
+    with hold(run, Rules()) as source:
+        still = Stillness(source, 0)
+        with TarStream(still, Job(run)) as tar:
+            run.path.rename(tmp_path / "moved")
+            run.path.symlink_to(tmp_path)
+            data = everything(tar)
+            run.path.unlink()
+            (tmp_path / "moved").rename(run.path)
+            assert tar.report().members == len(members_of(data)) == 4
+        still.require()
 
 
 @pytest.mark.parametrize("what", ["missing", "symbolic link", "file"])
-def test_a_run_that_is_no_directory_fails_before_tar_begins(what: str, run: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_no_directory_cannot_be_held(what: str, run: Run, tmp_path: Path) -> None:
     run.path.rename(tmp_path / "moved")
     if what == "symbolic link":
         run.path.symlink_to(tmp_path / "moved")
     elif what == "file":
         run.path.write_bytes(b"x")
-    words = "cannot be read: No such file" if what == "missing" else "is not a directory: nothing outside"
-    with pytest.raises(TarFailed, match=words):
+    with pytest.raises(RunNotSettled, match="is no directory that can be archived"):
         archive(run)
 
 
@@ -428,7 +455,7 @@ def test_a_tar_that_is_killed_has_failed_though_its_stream_ended(run: Run) -> No
 def test_a_cancelled_job_ends_tar_and_raises_the_reason(run: Run) -> None:
     big_file(run.path / "big")
     job = Job(run)
-    with TarStream(run, (), (), job) as tar:
+    with hold(run, Rules()) as source, TarStream(Stillness(source, 0), job) as tar:
         open_file(tar)
         job.cancel(Interrupted("stopped by a test"))
         assert tar._process.wait() == -signal.SIGKILL

@@ -53,6 +53,16 @@ DEFAULTS = {
     "ignore": (),
     "tar_exclusions": (),
     "tolerated_changes": (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log"),
+    "transfer_names": (
+        ".?*.??????",
+        ".~tmp~",
+        ".rsync-partial",
+        "*.partial",
+        "*.filepart",
+        "*.part",
+        "*.tmp",
+        "*.lftp-pget-status",
+    ),
     "log_file": None,
     "log_level": "INFO",
     "worker_id": socket.gethostname(),
@@ -64,6 +74,7 @@ DEFAULTS = {
     "minimum_free_space": 1024**3,
     "retry_delay": 60.0,
     "settle_limit": 86400.0,
+    "quiet_period": 60.0,
     "stall_limit": 900.0,
 }
 

@@ -179,11 +179,12 @@ def test_the_pause_after_a_failure_doubles(bench: Bench, program: Callable[[str,
     assert waits == [60.0, 120.0]
 
 
-def test_a_run_that_vanished_before_tar_read_it_has_failed(bench: Bench) -> None:
+def test_a_run_that_moved_away_before_tar_read_it_is_given_back(bench: Bench) -> None:
     run = bench.ready_run()
     gone = bench.with_store("put", lambda: shutil.move(run.path, bench.site.root / "elsewhere"))
-    assert gone.work(run) is Outcome.FAILED
-    assert bench.document(run)["last_error"]["kind"] == "TarFailed"
+    assert gone.work(run) is Outcome.RELEASED
+    assert bench.document(run)["last_error"]["kind"] == "RunNotSettled"
+    assert bench.site.debris() == []
 
 
 def test_a_bug_is_shown_with_its_traceback_and_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

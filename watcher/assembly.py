@@ -20,6 +20,7 @@ from watcher.notifier import Notifier
 from watcher.observer import Observer
 from watcher.sentinels import Policy
 from watcher.service import Service, Settings
+from watcher.source import Rules
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
@@ -118,10 +119,10 @@ def _worker_settings(config: Config) -> worker.Settings:
         worker_id=config.worker_id,
         receiver=config.gpg_receiver,
         gnupg_home=config.gnupg_home,
-        exclusions=config.tar_exclusions,
-        tolerated_changes=config.tolerated_changes,
+        rules=Rules(config.tar_exclusions, config.tolerated_changes, config.transfer_names),
         policy=Policy(config.sentinel_policy),
         minimum_free_space=config.minimum_free_space,
         retry_delay=config.retry_delay,
         settle_limit=config.settle_limit,
+        quiet_period=config.quiet_period,
     )

@@ -38,6 +38,9 @@ _HOST = r"(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])"
 _SERVER = rf"(?i:https?://)?{_HOST}(?::[0-9]{{1,5}})?(?:/(?!/)[^\s?#@]*)?"
 _UNUSABLE = r"[\0\ud800-\udfff]"  # a file name, an argument or a document has no NUL and no lone surrogate
 _TRANSFERS_OWN = (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log")
+_TRANSFERS_TEMPORARY = (  # the first is rsync's
+    ".?*.??????", ".~tmp~", ".rsync-partial", "*.partial", "*.filepart", "*.part", "*.tmp", "*.lftp-pget-status",
+)  # fmt: skip
 _REASONS = {  # pydantic's kinds of error that can reach an operator
     "string_type": "is not usable text; write one value",
     "tuple_type": "is not a list; write [one, two], or [] for none",
@@ -191,6 +194,9 @@ class Config(_Section, frozen=True):
     ignore: tuple[_Name, ...] = Field(default=(), description="names of sequencers and runs to leave alone")
     tar_exclusions: tuple[_Text, ...] = Field(default=(), description="patterns for tar's --exclude")
     tolerated_changes: tuple[_FileName, ...] = Field(default=_TRANSFERS_OWN, description="may change under tar")
+    transfer_names: tuple[_FileName, ...] = Field(
+        default=_TRANSFERS_TEMPORARY, description="names that a transfer in progress leaves"
+    )
     log_file: _Path | None = Field(default=None, description="a file that receives the log as well")
     log_level: _Level = Field(default="INFO", description="the least severity that is logged")
     worker_id: _Text = Field(default_factory=socket.gethostname, description="this worker's name")
@@ -202,6 +208,7 @@ class Config(_Section, frozen=True):
     minimum_free_space: _Size = Field(default=ByteSize(1024**3), description="kept free in destination_path")
     retry_delay: _Duration = Field(default=60.0, description="before the second attempt; then doubled")
     settle_limit: _Duration = Field(default=86400.0, description="a run that changes for longer has failed")
+    quiet_period: _Duration = Field(default=60.0, description="a run that changed so lately is not encrypted yet")
     stall_limit: _Interval = Field(default=900.0, description="tar or gpg that moves no byte so long is ended")
 
 

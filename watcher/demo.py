@@ -131,7 +131,7 @@ def _prepare(place: Place) -> None:
         f"statusdb:\n  url: sqlite://{place.database}\n"
         f"sequencing_path: {place.sequencing}\ndestination_path: {place.archives}\n"
         f"run_keys_path: {place.keys}\ngpg_receiver: {RECIPIENT}\ngnupg_home: {place.gnupg}\n"
-        "minimum_free_space: 1 MB\n",
+        "minimum_free_space: 1 MB\nquiet_period: 1 s\n",
         encoding="utf-8",
     )
     print(f"2. A configuration on SQLite: {place.config}")

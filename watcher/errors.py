@@ -78,6 +78,10 @@ class TarFailed(RunFailed):
     """tar could not read the whole run."""
 
 
+class Incomplete(RunFailed):
+    """The archive would not hold what the run holds, or could not be restored by tar."""
+
+
 class EncryptFailed(RunFailed):
     """gpg did not encrypt what tar gave it."""
 

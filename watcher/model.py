@@ -144,14 +144,15 @@ class EncryptedArchive:
     staged: Path
     file: Digest
     tar: TarReport
-    sentinel: str
 
 
 @dataclass(frozen=True)
 class Archive:
     """A finished archive as the run document's `archive` field has it.
 
-    `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready.
+    `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready,
+    `listing` the digest of what the run held, `top` the version of its top directory, and `excluded` how many entries
+    tar_exclusions left out, those below a directory that was left out not counted.
     """
 
     file: str
@@ -166,6 +167,9 @@ class Archive:
     warnings: tuple[str, ...] = ()
     token: str = ""
     sentinel: str = ""
+    listing: str = ""
+    top: str = ""
+    excluded: int = 0
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""

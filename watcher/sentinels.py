@@ -146,6 +146,11 @@ def version(path: Path) -> str | None:
     return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
+def top_version(status: os.stat_result) -> str:
+    """Return what changes when an entry of a directory comes or goes, given the directory's status."""
+    return str(status.st_mtime_ns)
+
+
 def unusable_name(name: str, max_bytes: int) -> str | None:
     """Say why a run of this name cannot be archived; None if it can. `max_bytes` is what a file name leaves it."""
     try:

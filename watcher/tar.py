@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import hashlib
 import os
 import re
@@ -11,15 +10,14 @@ import stat
 import subprocess
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, BinaryIO
 
-from watcher.errors import CannotRun, RunNotSettled, TarFailed
+from watcher.completeness import Completeness
+from watcher.errors import CannotRun, Incomplete, RunNotSettled, TarFailed
 from watcher.job import Job, enough_threads, start_child
-from watcher.model import Digest, Run, TarReport
-
-HEADER_BYTES = 2048
-"""What tar adds to a member in its posix format: a header, an extended header with its data, padding."""
+from watcher.members import MalformedArchive, MemberWalk
+from watcher.model import Digest, TarReport
+from watcher.source import Source, Stillness
 
 WORDS_KEPT = 20
 """Of tar's messages so many go into an error or the run document."""
@@ -27,22 +25,31 @@ WORDS_KEPT = 20
 PIPE_BYTES = 1 << 20
 """tar's pipe; Linux's default of 64 KiB makes tar and gpg wait for each other."""
 
+_SPECIAL = re.compile(r"[\\&]")
+"""What means something in the replacement of tar's `--transform`."""
+
+_DELIMITERS = ",|!#%:;=@~^" + "".join(map(chr, range(1, 9)))
+"""One that is not in a run's name goes around the parts of `--transform`."""
+
+_BACKSLASHED = r"\\\g<0>"
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
 
 class TarStream:
-    """tar's output while it reads a run: a source for `crypto.encrypt`, and afterwards tar's report."""
+    """tar's output while it reads a held run: a source for `crypto.encrypt`, and afterwards tar's report."""
 
-    def __init__(self, run: Run, exclusions: Sequence[str], tolerated_changes: Sequence[str], job: Job) -> None:
-        self._run = run
+    def __init__(self, still: Stillness, job: Job) -> None:
         self._job = job
-        self._identity = _identity(run)
-        self._messages = _TarMessages(run, tolerated_changes)
+        self._messages = _TarMessages(still.source)
+        self._completeness = Completeness(still, job.moved)
+        self._members = MemberWalk(self._completeness.saw)
+        self._malformed: MalformedArchive | None = None
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._process = job.start(
-            tar_command(run, exclusions),
+            tar_command(still.source, still.source.tar_options(still.first, job.moved)),
+            cwd=still.source.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -53,7 +60,7 @@ class TarStream:
         _enlarge(self._process.stdout)
         self._stdout: BinaryIO = self._process.stdout  # type: ignore[assignment]
         self._listener = threading.Thread(
-            target=self._messages.read, args=(self._process.stderr,), name=f"tar {run.name}", daemon=True
+            target=self._messages.read, args=(self._process.stderr,), name=f"tar {still.source.run.name}", daemon=True
         )
         try:
             with enough_threads():
@@ -77,33 +84,47 @@ class TarStream:
         self._sha256.update(data)
         self._size += len(data)
         self._job.moved(len(data))
+        self._walk(data)
         return data
+
+    def _walk(self, data: bytes) -> None:
+        try:
+            if self._malformed is None:
+                self._members.feed(data)
+        except MalformedArchive as error:
+            self._malformed = error  # tar's exit status and words may say more
 
     def report(self) -> TarReport:
         """Wait for tar to end; return what it gave if it gave the whole run.
 
-        Raises TarFailed with tar's words, or RunNotSettled when the run changed while tar read it.
+        Raises TarFailed with tar's words, RunNotSettled when the run changed while tar read it, and Incomplete when
+        what tar gave is not what the run holds.
         """
         code = self._process.wait()
         self._listener.join()
         self._job.check()
         self._messages.judge(code)
-        if _identity(self._run) != self._identity:
-            raise TarFailed(f"'{self._run.path}' was replaced by another directory while tar read it")
-        if self._messages.members == 0:
-            raise TarFailed("tar found nothing to archive: tar_exclusions exclude the whole run")
+        try:
+            self._members.finish()
+        except MalformedArchive as error:
+            raise Incomplete(f"what tar gave cannot be understood: {self._malformed or error}") from error
+        self._completeness.require()
         stream = Digest(self._size, self._sha256.hexdigest())
-        return TarReport(stream, self._messages.members, tuple(self._messages.warnings))
+        return TarReport(stream, self._completeness.members, tuple(self._messages.warnings))
 
 
-def tar_command(run: Run, exclusions: Sequence[str]) -> list[str]:
-    """Return the command that writes the run's archive to standard output, and its members' names to standard error."""
+def tar_command(source: Source, options: Sequence[str]) -> list[str]:
+    """Return the command that writes the archive of the run in the working directory to standard output.
+
+    Members get names as if tar had been given the run's name in its parent directory.
+    """
+    name = source.run.name
+    mark = next(delimiter for delimiter in _DELIMITERS if delimiter not in name)
     return [
-        "tar", "--create", "--verbose", "--format=posix", "--sparse", "--file=-",
-        "--quoting-style=escape", "--no-unquote",
-        *(f"--exclude={pattern}" for pattern in exclusions),
-        # `./` keeps a name that starts with a hyphen from being an option.
-        f"--directory={run.path.parent}", "--", f"./{run.name}",
+        "tar", "--create", "--format=posix", "--file=-", "--quoting-style=escape", "--no-unquote", *options,
+        *(f"--exclude={pattern}" for pattern in source.rules.exclusions),
+        # `S`: what a symbolic link leads to stays as it is.
+        f"--transform=s{mark}^\\.{mark}./{_SPECIAL.sub(_BACKSLASHED, name)}{mark}S", "--", ".",
     ]  # fmt: skip
 
 
@@ -122,12 +143,10 @@ def tar_version() -> str:
 
 
 class _TarMessages:
-    """tar's standard error: members' names (`./...`), and messages (`tar: ...`) sorted by what they mean."""
+    """tar's standard error: messages (`tar: ...`), sorted by what they mean."""
 
-    def __init__(self, run: Run, tolerated_changes: Sequence[str]) -> None:
-        self._run = run
-        self._tolerated = tuple(tolerated_changes)
-        self.members = 0
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self.warnings: list[str] = []
         self._unsettled: list[str] = []
         self._last: list[str] = []
@@ -136,10 +155,7 @@ class _TarMessages:
         """Sort all lines until tar ends."""
         with stderr:
             for line in stderr:
-                if line.startswith(b"./"):
-                    self.members += 1
-                else:
-                    self._sort(os.fsdecode(line.strip()).removeprefix("tar: "), line)
+                self._sort(os.fsdecode(line.strip()).removeprefix("tar: "))
 
     def judge(self, code: int) -> None:
         """Raise what tar's exit status and words amount to, if it is not success."""
@@ -151,62 +167,37 @@ class _TarMessages:
             ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
             raise TarFailed(f"tar {ended}: {_join(self._last) or 'it said nothing'}")
 
-    def _sort(self, words: str, line: bytes) -> None:
-        _keep_last(self._last, words)
+    def _sort(self, words: str) -> None:
         path, _, what = words.rpartition(": ")
-        if not path.startswith("./"):
+        is_about_a_member = path == "." or path.startswith("./")
+        if is_about_a_member:
+            words = f"./{self._source.run.name}{words[1:]}"  # as the archive has it
+        _keep_last(self._last, words)
+        if not is_about_a_member:
             return
         if what.endswith(" ignored") or self._is_harmless(_unescape(path), what):
             _keep_last(self.warnings, words)
         else:
             _keep_last(self._unsettled, words)
 
-    def _is_harmless(self, path: Path, what: str) -> bool:
-        full = self._run.path.parent / path
-        if what == "file changed as we read it" and full.is_dir() and not full.is_symlink():
-            return True
-        in_top = full.parent == self._run.path
-        return in_top and any(fnmatch.fnmatchcase(full.name, pattern) for pattern in self._tolerated)
+    def _is_harmless(self, path: bytes, what: str) -> bool:
+        if what == "file changed as we read it" and self._is_directory(path):
+            return True  # what has changed in it, the next listing shows
+        return path.count(b"/") == 1 and self._source.rules.tolerates(os.fsdecode(path[2:]))
 
-
-def run_size(run: Run) -> int:
-    """Return about how many bytes the run takes in an archive, without looking at exclusions.
-
-    `HEADER_BYTES` are added for each member. What cannot be read counts nothing here; tar will say so.
-    """
-    total, waiting = 0, [run.path]
-    while waiting:
+    def _is_directory(self, path: bytes) -> bool:
         try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += HEADER_BYTES
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                    elif entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        # A sparse file is archived without its holes.
-                        total += min(status.st_size, status.st_blocks * 512)
+            return stat.S_ISDIR(self._source.status(path).st_mode)
         except OSError:
-            continue
-    return total
+            return False
 
 
-def _identity(run: Run) -> tuple[int, int]:
-    try:
-        status = os.lstat(run.path)
-    except OSError as error:
-        raise TarFailed(f"'{run.path}' cannot be read: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise TarFailed(f"'{run.path}' is not a directory: nothing outside the run is read")
-    return status.st_dev, status.st_ino
-
-
-def _unescape(path: str) -> Path:
+def _unescape(path: str) -> bytes:
     def plain(match: re.Match[bytes]) -> bytes:
         code = match[1]
         return bytes([int(code, 8)]) if code.isdigit() else _ESCAPED.get(code, code)
 
-    return Path(os.fsdecode(_ESCAPE.sub(plain, os.fsencode(path))))
+    return _ESCAPE.sub(plain, os.fsencode(path))
 
 
 def _keep_last(words: list[str], new: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,9 +28,10 @@ from watcher.errors import (
 from watcher.job import Job
 from watcher.lease import Lease, LeaseKeeper
 from watcher.model import MAX_RETRY_DELAY_SECONDS, Archive, Claim, Document, EncryptedArchive, Phase, Run
-from watcher.sentinels import Policy, State, inspect, version
+from watcher.sentinels import Policy, State, inspect
+from watcher.source import Rules, Stillness, hold
 from watcher.statusdb import StatusDB
-from watcher.tar import TarStream, run_size
+from watcher.tar import TarStream
 
 LONGEST_PAUSE_SECONDS = 60.0
 """Between tries of a finished archive's last steps, while the database or the recipient's key is away."""
@@ -59,12 +60,12 @@ class Settings:
     worker_id: str
     receiver: str
     gnupg_home: Path | None = None
-    exclusions: tuple[str, ...] = ()
-    tolerated_changes: tuple[str, ...] = ()
+    rules: Rules = Rules()
     policy: Policy = Policy.EXIT_CODE
     minimum_free_space: int = 0
     retry_delay: float = 60.0
     settle_limit: float = 86400.0
+    quiet_period: float = 0.0
 
 
 def growing_pauses() -> Iterator[float]:
@@ -108,7 +109,11 @@ class Worker:
         # A dead worker's claim is ended whatever has become of the run: it may have been finished.
         if stale_rev is None and not self._is_ready(run):
             return Outcome.NOT_READY
-        with self._reserved(document, Job(run, run_size(run))) as job:
+        with self._held(run) as still:
+            return self._work(run, document, still)
+
+    def _work(self, run: Run, document: Document, still: Stillness | None) -> Outcome:
+        with self._reserved(document, Job(run, still.first.size if still else 0)) as job:
             if job is None:
                 return Outcome.NO_ROOM
             if self._is_closed:  # asked this late: to look through a large run takes a while
@@ -120,7 +125,18 @@ class Worker:
                 return Outcome.NOT_OURS
             _tell_claim(claim)
             with self._leases.hold(claim, job, asked_at) as lease:
-                return self._attempt(replace(claim, former=former), lease, job)
+                return self._attempt(replace(claim, former=former), lease, job, still)
+
+    @contextmanager
+    def _held(self, run: Run) -> Iterator[Stillness | None]:
+        """Hold the run's directory, listed, while the context lasts; None if it is not here, or no directory."""
+        with ExitStack() as stack:
+            try:
+                source = stack.enter_context(hold(run, self._settings.rules))
+            except RunNotSettled:
+                yield None
+                return
+            yield Stillness(source, self._settings.quiet_period)
 
     def may_end(self, run: Run) -> bool:
         """Say whether a stale claim is ours to end, though the run is not here: we made it, or its archive is here.
@@ -138,29 +154,49 @@ class Worker:
         for job in jobs:
             job.cancel(reason)
 
-    def _story(self, claim: Claim, lease: Lease, job: Job) -> None:
-        archive = self._adopt(claim, lease, job)
+    def _story(self, claim: Claim, lease: Lease, job: Job, still: Stillness | None) -> None:
+        archive = self._adopt(claim, lease, job, still)
         if archive is None:
-            was_stale, is_gone = _was_stale(claim), version(claim.run.path) is None
-            if (was_stale or not is_gone) and not self._is_ready(claim.run):
+            if still is None or not self._is_ready(claim.run):
                 raise RunNotSettled(f"'{claim.run.path}' is gone, or its sentinel is not ready any more")
+            self._require_archivable(lease, still)
             key = crypto.FileKey.generate()
-            encrypted = self._encrypt(claim, key, job)
-            archive = self._wrap(claim, encrypted, key, job)
-            self._publish(claim, archive, lease, job)
+            encrypted = self._encrypt(claim, key, job, still)
+            archive = self._wrap(claim, encrypted, key, job, still)
+            self._await_quiet(still, job)
+            self._publish(claim, archive, lease, job, still)
         self._wait_out(lambda: lease.write(self._statusdb.record, archive), "record", job)
         logger.info("encrypted '%s': %d bytes, %d members", archive.file, archive.size, archive.members, extra=_of(job))
 
-    def _attempt(self, claim: Claim, lease: Lease, job: Job) -> Outcome:
+    def _require_archivable(self, lease: Lease, still: Stillness) -> None:
+        """Raise Incomplete or TarFailed for what tar cannot restore or read, RunNotSettled while a transfer goes on.
+
+        A run that has changed under tar before is not tried again before it has been quiet.
+        """
+        if still.first.trouble:
+            raise still.first.trouble
+        still.require_no_transfer()
+        if "unsettled_since" in lease.document:
+            still.require_quiet()
+
+    def _await_quiet(self, still: Stillness, job: Job) -> None:
+        seconds = still.seconds_left()
+        if seconds > 0:
+            logger.info("archived, and recorded if nothing changes for %.0f s more", seconds, extra=_of(job))
+            with job.waiting():
+                job.cancelled.wait(seconds)
+            job.check()
+
+    def _attempt(self, claim: Claim, lease: Lease, job: Job, still: Stillness | None) -> Outcome:
         try:
-            self._story(claim, lease, job)
+            self._story(claim, lease, job, still)
             return Outcome.ENCRYPTED
         except ClaimLost as error:
             logger.warning("stopped: %s", error, extra=_of(job))
             self._tidy(claim, job, is_lost=True)
             return Outcome.LOST
         except NotTheRunsFault as error:
-            self._tidy(claim, job)
+            self._tidy(claim, job, is_unsettled=isinstance(error, RunNotSettled))
             return self._release(lease, job, error)
         except Exception as error:
             # Not a RunFailed: a bug. It is shown whole, and may not stop the other runs.
@@ -170,28 +206,33 @@ class Worker:
             job.forgive(error)
             return self._fail(lease, job, error)
 
-    def _tidy(self, claim: Claim, job: Job, is_lost: bool = False) -> None:
+    def _tidy(self, claim: Claim, job: Job, is_lost: bool = False, is_unsettled: bool = False) -> None:
         """Remove what this claim has staged, but not what is finished: the next holder adopts that.
+
+        A finished archive of a run that has changed since is not wanted either.
 
         This comes before the claim is given back, which may take as long as the database is away. When it is
         lost and the run published, nothing staged is wanted any more.
         """
         try:
-            is_wanted = not (is_lost and self._shelf.is_published(claim.run.name))
+            is_wanted = not (is_unsettled or (is_lost and self._shelf.is_published(claim.run.name)))
             if is_wanted and self._shelf.is_finished(claim.run.name, claim.token):
                 return
             self._shelf.drop(claim.run.name, claim.token)
         except NoSpace as error:
             logger.warning("left for the next claim to remove: %s", error, extra=_of(job))
 
-    def _adopt(self, claim: Claim, lease: Lease, job: Job) -> Archive | None:
+    def _adopt(self, claim: Claim, lease: Lease, job: Job, still: Stillness | None) -> Archive | None:
         """Complete what an interrupted attempt left finished; sweep away what it did not finish."""
-        name, sentinel = claim.run.name, version(claim.run.path)
+        name = claim.run.name
         for archive in self._finished(claim):
-            if sentinel not in (None, archive.sentinel) and not self._shelf.has_begun(name):
-                logger.warning("an archive is older than the sentinel, and made again", extra=_of(job))
-                self._shelf.drop(name, archive.token)
-                continue
+            if still is not None and not self._shelf.has_begun(name):
+                if not _is_of(archive, still):
+                    logger.warning("an archive is older than the run as it is now, and made again", extra=_of(job))
+                    self._shelf.drop(name, archive.token)
+                    continue
+                self._await_quiet(still, job)
+                still.require()
             if archive.to_document() != lease.document.get("archive"):
                 lease.write(self._statusdb.announce, archive)
             job.enter(Phase.VALIDATING, archive.size)
@@ -211,17 +252,13 @@ class Worker:
             yield claim.announced
         yield from self._shelf.manifests(claim.run.name, claim.former)
 
-    def _encrypt(self, claim: Claim, key: crypto.FileKey, job: Job) -> EncryptedArchive:
-        """Stage the run's archive, and prove that the stored file decrypts to what tar gave."""
+    def _encrypt(self, claim: Claim, key: crypto.FileKey, job: Job, still: Stillness) -> EncryptedArchive:
+        """Stage the run's archive; prove that the file decrypts to what tar gave, and that the run stood still."""
         settings, home = self._settings, self._settings.gnupg_home
         crypto.find_recipient(settings.receiver, home, job)  # before hours of work, not after
         staged = self._shelf.staged_archive(claim.run.name, claim.token)
-        sentinel = version(claim.run.path) or ""  # before tar reads anything: whatever comes later makes another
         job.enter(Phase.ARCHIVING, job.size)
-        with (
-            writing(staged) as file,
-            TarStream(claim.run, settings.exclusions, settings.tolerated_changes, job) as tar,
-        ):
+        with writing(staged) as file, TarStream(still, job) as tar:
             crypto.encrypt(tar, key, job.on_storage(file.write, staged), job, home)
             report = tar.report()
         with reading(staged) as stored:
@@ -229,9 +266,12 @@ class Worker:
             digest, plain = crypto.validate(job.on_storage(stored.read, staged), key, job, home)
         if plain != report.stream:
             raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
-        return EncryptedArchive(staged, digest, report, sentinel)
+        still.require(with_ends=True)
+        return EncryptedArchive(staged, digest, report)
 
-    def _wrap(self, claim: Claim, encrypted: EncryptedArchive, key: crypto.FileKey, job: Job) -> Archive:
+    def _wrap(
+        self, claim: Claim, encrypted: EncryptedArchive, key: crypto.FileKey, job: Job, still: Stillness
+    ) -> Archive:
         """Stage the wrapped key. A recipient that has expired since the start is waited for: the key is here only."""
         home = self._settings.gnupg_home
 
@@ -254,15 +294,20 @@ class Worker:
             members=encrypted.tar.members,
             warnings=encrypted.tar.warnings,
             token=claim.token,
-            sentinel=encrypted.sentinel,
+            sentinel=still.sentinel,
+            listing=still.first.digest,
+            top=still.source.top(),
+            excluded=still.first.excluded,
         )
         self._wait_out(lambda: self._shelf.stage_manifest(claim.run.name, archive), "stage the manifest", job)
         return archive
 
-    def _publish(self, claim: Claim, archive: Archive, lease: Lease, job: Job) -> None:
+    def _publish(self, claim: Claim, archive: Archive, lease: Lease, job: Job, still: Stillness) -> None:
         """Say in the document which archive will appear, then give it its name, while the lease is sure to be ours."""
 
         def publish() -> None:
+            if not self._shelf.has_begun(claim.run.name):
+                still.require()  # at each try: the database may have been away for hours
             if lease.document.get("archive") is None or not lease.is_trusted:
                 lease.write(self._statusdb.announce, archive)
             self._shelf.publish(claim.run.name, archive, job.moved)
@@ -298,7 +343,9 @@ class Worker:
             failure = RunFailed(f"not settled after {changing / 3600:.1f} h: {error}")
             logger.warning("failed: %s", failure, extra=_of(job))
             return self._fail(lease, job, failure)
-        wait = min(max(self._settings.retry_delay, changing / 2), MAX_RETRY_DELAY_SECONDS)
+        # A look whether the run has become quiet costs little; to archive it in vain costs much.
+        quiet, delay = self._settings.quiet_period, self._settings.retry_delay
+        wait = min(max(delay, changing / 2), max(delay, quiet) if quiet else MAX_RETRY_DELAY_SECONDS)
         logger.warning("released, to be tried again in %g s: %s", wait, error, extra=_of(job))
         return self._end(job, lambda: lease.write(self._statusdb.unsettled, error, wait), Outcome.RELEASED)
 
@@ -358,6 +405,11 @@ class Worker:
 
 def _of(job: Job) -> dict[str, str]:
     return {"run": job.run.name}
+
+
+def _is_of(archive: Archive, still: Stillness) -> bool:
+    """Say whether an archive is of the run as it is now. Archives of earlier versions name no listing."""
+    return archive.sentinel == still.sentinel and archive.listing in ("", still.first.digest)
 
 
 def _was_stale(claim: Claim) -> bool:
