@@ -44,12 +44,15 @@ class Manner(NamedTuple):
     special: bool = False
 
 
+AS_USUAL = Manner()
+
+
 def restore(
     document: Document,
     shelf: Shelf,
     to: Path,
     home: Path | None = None,
-    manner: Manner = Manner(),  # noqa: B008  # frozen
+    manner: Manner = AS_USUAL,
     warn: Callable[[str], object] = logger.warning,
 ) -> Path:
     """Extract the run of `document` into the directory `to`; return the restored run directory.
@@ -136,15 +139,15 @@ def _opened(path: Path) -> BinaryIO:
     # Without O_NONBLOCK a FIFO would wait for its writer.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = os.fdopen(os.open(path, flags), "rb", buffering=0)
+        descriptor = os.open(path, flags)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
             raise _irregular(path) from error
         raise RestoreFailed(f"'{path}' cannot be read: {error.strerror}; bring the file back to there") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise _irregular(path)
-    return file
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _irregular(path: Path) -> RestoreFailed:
