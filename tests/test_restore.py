@@ -37,6 +37,7 @@ from hostile import (
 
 from watcher import crypto
 from watcher.archive import Shelf
+from watcher.demo import RESTORE
 from watcher.errors import RestoreFailed, UnknownRun
 from watcher.job import Job
 from watcher.model import Document, Run
@@ -550,6 +551,25 @@ def test_without_privileges_nothing_is_left_of_what_is_refused_and_the_rest_come
     done = run_as_nobody(site, "restore", RUN, "--to", str(site.root), "--special")
     assert (done.returncode, (site.root / RUN).exists()) == (1, False)
     assert "tar could not extract: ./run_001/device: Cannot mknod" in done.stderr
+
+
+@pytest.mark.root
+def test_root_s_tar_restores_what_the_readme_says(forgery: Forgery) -> None:
+    info = tarfile.TarInfo(f"./{RUN}/su")
+    info.uid = info.gid = NOBODY
+    info.mode = 0o6755
+    forgery.store(stream([TOP, DEVICE, info.tobuf(tarfile.PAX_FORMAT)]))
+    names = {"KEYS": forgery.shelf.keys, "ARCHIVES": forgery.shelf.destination, "TO": forgery.to, "RUN": RUN}
+    environment = {**os.environ, **{key: str(value) for key, value in names.items()}, "GNUPGHOME": str(forgery.home)}
+    found = {}
+    for options in ("", " --no-same-owner", " --no-same-owner --no-same-permissions"):
+        lines = RESTORE.rstrip("\n") + options
+        subprocess.run(["bash", "-o", "pipefail", "-c", lines], env=environment, check=True, capture_output=True)
+        file = (forgery.to / RUN / "su").stat()
+        found[options] = (file.st_uid, stat.S_IMODE(file.st_mode))
+        assert (forgery.to / RUN / "device").is_char_device()
+        shutil.rmtree(forgery.to / RUN)
+    assert list(found.values()) == [(NOBODY, 0o6755), (0, 0o6755), (0, 0o755)]
 
 
 def use_pinentry(home: Path, log: Path, on_getpin: str) -> None:
