@@ -430,6 +430,40 @@ def test_while_a_run_is_extracted_only_we_can_enter_its_directory(
     assert modes == [0o700]
 
 
+def replace_by_a_link(path: str, place: int, elsewhere: Path) -> None:
+    os.symlink(elsewhere, path, dir_fd=place)
+
+
+def replace_by_another_user_s_directory(path: str, place: int, _: Path) -> None:
+    REAL_MKDIR(path, 0o700, dir_fd=place)
+    os.chown(path, NOBODY, NOBODY, dir_fd=place)
+
+
+def move_a_directory_there_that_is_in_use(path: str, place: int, elsewhere: Path) -> None:
+    os.rename(elsewhere, path, dst_dir_fd=place)
+
+
+REAL_MKDIR = os.mkdir
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "replace", [replace_by_a_link, replace_by_another_user_s_directory, move_a_directory_there_that_is_in_use]
+)
+def test_nothing_is_extracted_where_another_user_has_replaced_our_directory(
+    replace: Callable[[str, int, Path], None], forgery: Forgery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    monkeypatch.setattr(os, "mkdir", lambda path, _, dir_fd: replace(path, dir_fd, elsewhere))
+    document, warnings = forgery.store(stream([TOP, FILE])), list[str]()
+    with pytest.raises(RestoreFailed, match=r"is not ours|Not a directory"):
+        restore(document, forgery.shelf, forgery.to, forgery.home, AS_USUAL, warnings.append)
+    assert list(tmp_path.rglob("file")) != []
+    assert list(tmp_path.rglob(RUN)) == []
+
+
 def test_however_deep_a_refused_archive_is_nothing_is_left(forgery: Forgery) -> None:
     paths = [f"./{RUN}" + "/d" * depth for depth in range(1700)]
     with pytest.raises(RestoreFailed, match="leads out"):

@@ -222,9 +222,12 @@ def _workshop(place: int, to: Path, warn: Callable[[str], object]) -> Iterator[i
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         work = os.open(name, flags, dir_fd=place)
         try:
-            found = os.fstat(work)
-            if found.st_uid != os.geteuid() or found.st_mode & 0o077 or os.listdir(work):
-                raise RestoreFailed(f"'{to / name}' was replaced by another directory; choose a directory of your own")
+            if os.fstat(work).st_uid != os.geteuid() or os.listdir(work):
+                raise RestoreFailed(
+                    f"'{to / name}' is not ours: another user has replaced it, or this file system gives our files "
+                    "to another user; choose another directory"
+                )
+            os.fchmod(work, 0o700)
             try:
                 yield work
             finally:

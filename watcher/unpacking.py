@@ -16,7 +16,7 @@ from watcher.members import Kind, Member
 MAX_WARNINGS = 20
 """So many members are named in warnings; the others are counted."""
 
-MAX_KNOWN = 5_000_000
+MAX_KNOWN = 2_000_000
 """So many directories, links and special files may be in an archive. We keep some 100 bytes for each."""
 
 SET_ID = 0o6000
