@@ -246,12 +246,13 @@ def _checked_size(block: bytes) -> int:
     # The sum of all bytes, those of the checksum itself taken as spaces.
     if sum(block) - sum(block[148:156]) + 8 * 0x20 != _octal(block[148:156]):
         raise MalformedArchive("a member's header does not fit its checksum")
+    # In its other formats, two of which hide in these fields, tar reads sparse members in another way.
+    if block[257:263] != _USTAR or block[345:500].rstrip(b"\0") != _text(block[345:500]):
+        raise MalformedArchive("a member's header is not in the posix format")
     return _octal(block[124:136])
 
 
 def _octal(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU tar's form for numbers that are too large for octal digits  # noqa: PLR2004
-        return int.from_bytes(field[1:], "big")
     if not _OCTAL.fullmatch(field):
         raise MalformedArchive(f"a number in a member's header is {field!r}")
     return int(field.strip(b" \0"), 8)
@@ -269,7 +270,7 @@ def _text(field: bytes) -> bytes:
 
 def _name(block: bytes) -> bytes:
     name, prefix = _text(block[:100]), _text(block[345:500])
-    return prefix + b"/" + name if prefix and block[257:263] == _USTAR else name
+    return prefix + b"/" + name if prefix else name
 
 
 def _number(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
