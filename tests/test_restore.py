@@ -202,7 +202,8 @@ def test_nothing_appears_when_the_stored_files_are_spoilt(spoil: Callable[[Vault
 def test_another_archive_made_with_the_same_key_is_found_out(vault: Vault, tmp_path: Path) -> None:
     other = tmp_path / "other" / "run_001"
     other.mkdir(parents=True)
-    tar = subprocess.run(["tar", "-C", str(other.parent), "-c", "./run_001"], check=True, capture_output=True).stdout
+    command = ["tar", "-C", str(other.parent), "-c", "--format=posix", "./run_001"]
+    tar = subprocess.run(command, check=True, capture_output=True).stdout
     key = crypto.unwrap(vault.key.read_bytes(), vault.home)
     with vault.archive.open("wb") as file:
         crypto.encrypt(io.BytesIO(tar), key, file.write, Job(Run(other)), vault.home)
