@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -77,18 +78,17 @@ def test_a_sparse_member_has_its_real_name_and_size_and_a_file_that_is_one_hole_
 
 
 def test_a_size_beyond_octal_digits_is_read(tmp_path: Path) -> None:
-    header = bytearray(tar(tmp_path)[-10240:][:BLOCK_BYTES])
     with (tmp_path / "large").open("wb") as file:
         file.truncate(9 << 30)
     # Only the headers: tar would need as long as for 9 GiB.
-    process = subprocess.Popen(["tar", "-cf-", "--format=gnu", "large"], cwd=tmp_path, stdout=subprocess.PIPE)
+    process = subprocess.Popen(["tar", "-cf-", "--format=posix", "large"], cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    header[:] = process.stdout.read(BLOCK_BYTES)
+    headers = process.stdout.read(3 * BLOCK_BYTES)
     process.kill()
     process.wait()
     process.stdout.close()
     found: list[Member] = []
-    MemberWalk(found.append).feed(bytes(header))
+    MemberWalk(found.append).feed(headers)
     assert [(member.path, member.size) for member in found] == [(b"large", 9 << 30)]
 
 
@@ -110,3 +110,114 @@ def test_a_changed_header_is_malformed(tmp_path: Path, place: int) -> None:
 def test_what_is_no_tar_is_malformed() -> None:
     with pytest.raises(MalformedArchive):
         walk(os.urandom(20_000))
+
+
+# what tar would read in another way
+
+
+RECORD = 20 * BLOCK_BYTES
+
+
+def header(name: str, size: int = 0, kind: bytes = b"0", **fields: object) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def extended(records: dict[str, str], kind: bytes = b"x") -> bytes:
+    data = b""
+    for key, value in records.items():
+        rest = f" {key}={value}\n".encode()
+        length = len(rest) + len(str(len(rest) + len(str(len(rest)))))
+        data += str(length).encode() + rest
+    return header("./PaxHeaders/x", len(data), kind) + data + bytes(-len(data) % BLOCK_BYTES)
+
+
+def content(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BLOCK_BYTES)
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "sparse", "GNU.sparse.realsize": "4096"}
+HIDDEN = header("hidden")
+
+# A map that has one block more than the member stores, and so takes the next header for data.
+GREEDY = extended(SPARSE) + header("x", 512) + content(b"1\n0\n512\n") + header("decoy", 512) + HIDDEN
+GLOBAL = extended({"path": "hidden"}, b"g") + header("decoy")
+NAME_WITH_END = extended({"path": "hidden\0/decoy"}) + header("decoy")
+
+TWO_WAYS = {"a greedy map": GREEDY, "a global header": GLOBAL,
+            "a path with a NUL": NAME_WITH_END}  # fmt: skip
+
+
+@pytest.mark.parametrize("members", TWO_WAYS.values(), ids=TWO_WAYS)
+def test_a_member_that_only_tar_would_see_makes_the_stream_malformed(members: bytes) -> None:
+    stream = members + bytes(RECORD)
+    listed = subprocess.run(["tar", "-xvf-", "-O"], input=stream, check=False, capture_output=True).stderr
+    assert b"hidden\n" in listed
+    with pytest.raises(MalformedArchive):
+        walk(stream)
+
+
+def patched(block: bytes, place: int, field: bytes) -> bytes:
+    changed = block[:place] + field + block[place + len(field) :]
+    blank = changed[:148] + b" " * 8 + changed[156:]
+    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
+
+
+MALFORMED = {
+    "a directory with a content": header("d", 512, b"5") + bytes(512),
+    "a link with a content": header("l", 512, b"2") + bytes(512),
+    "a content by the extended header": extended({"size": "512"}) + header("l", 0, b"1") + bytes(512),
+    "no content by the extended header": extended({"size": "0"}) + header("l", 512, b"1") + bytes(512),
+    "an unknown key": extended({"GNU.sparse.map": "0,1"}) + header("f"),
+    "an empty value": extended({"path": ""}) + header("f"),
+    "a size beyond tar's numbers": extended({"size": "9" * 19}) + header("f"),
+    "a size beyond Python's": extended({"size": "9" * 5000}) + header("f"),
+    "a sparse member in an older format": extended(SPARSE)
+    + patched(header("f", 1024), 257, b"ustar  \0")
+    + content(b"1\n0\n512\n")
+    + bytes(512),
+    "a sparse member in star's format": extended(SPARSE)
+    + patched(header("f", 1024), 476, b"00000000000 00000000000 ")
+    + content(b"1\n0\n512\n")
+    + bytes(512),
+    "old GNU's format": patched(header("f"), 257, b"ustar  \0"),
+    "a large size in old GNU's form": patched(header("f"), 124, b"\x80" + bytes(11)),
+    "a size of blanks": patched(header("f"), 124, b" " * 12),
+    "a negative size": patched(header("f"), 124, b"\xff" * 12),
+    "a size in Python's words": patched(header("f"), 124, b"0o000000001\0"),
+    "a mode that is empty": patched(header("f"), 100, b"\0" * 8),
+    "two extended headers": extended({"path": "a"}) + extended({"path": "b"}) + header("f"),
+    "an end after an extended header": extended({"path": "a"}),
+    "old GNU's long name": header("././@LongLink", 512, b"L") + content(b"name") + header("f"),
+    "a link that is sparse": extended(SPARSE) + header("l", 0, b"2"),
+    "another version of sparse": extended({**SPARSE, "GNU.sparse.minor": "1"})
+    + header("f", 512)
+    + content(b"1\n0\n0\n"),
+    "sparse without its name": extended({"GNU.sparse.major": "1"}) + header("f", 512) + content(b"1\n0\n0\n"),
+    "a map without an end": extended(SPARSE) + header("f", 512) + b"1" * 512,
+    "a map longer than the member": extended(SPARSE) + header("f", 512) + b"900\n" + b"1\n" * 254,
+    "a map of no numbers": extended(SPARSE) + header("f", 512) + content(b"1\n-1\n0\n"),
+    "a sparse member without a map": extended(SPARSE) + header("f"),
+    "a map that leaves a rest": extended(SPARSE) + header("f", 1024) + content(b"1\n0\n0\n") + bytes(512),
+    "regions of less than a block": extended(SPARSE)
+    + header("f", 512 + 1024)
+    + content(b"2\n0\n1\n512\n1\n")
+    + bytes(1024),
+    "a member after one zero block": bytes(512) + header("f"),
+    "a member after the end": bytes(1024) + header("f"),
+}
+
+
+@pytest.mark.parametrize("members", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.parametrize("piece", [100, 1 << 20])
+def test_what_tar_does_not_write_is_malformed(piece: int, members: bytes) -> None:
+    with pytest.raises(MalformedArchive):
+        walk(members + bytes(RECORD), piece)
+
+
+def test_a_prefix_comes_before_the_name() -> None:
+    block = patched(header("name"), 345, b"prefix")
+    assert [member.path for member in walk(block + bytes(1024))] == [b"prefix/name"]

@@ -84,6 +84,7 @@ DESCRIBED = {
     "the system's": None,
     "gpg's own": None,
     "the host's name": socket.gethostname(),
+    "rsync's and others' temporary names": Config.model_fields["transfer_names"].default,
     "the transfer's own logs": (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log"),
 }
 """Defaults that the table has words for, or no words."""

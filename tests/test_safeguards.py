@@ -203,6 +203,36 @@ SAFEGUARDS = {
         "",
         "test_archive.py::test_a_tar_that_is_killed_has_failed_though_its_stream_ended",
     ),
+    "a restored member passes through no link": Safeguard(
+        "unpacking.py",
+        "if parent is not Kind.DIRECTORY:",
+        "if parent is None:",
+        "test_restore.py::test_an_unsafe_archive_is_refused_and_leaves_nothing[a file in a link to the inside]",
+    ),
+    "a restored member lies in the run": Safeguard(
+        "unpacking.py",
+        'if start != b"." or parts[:1] != [self._run] or not {b"", b".", b".."}.isdisjoint(parts):',
+        "if False:",
+        "test_unpacking.py::test_no_byte_of_an_unsafe_member_reaches_tar[1048576-..]",
+    ),
+    "a sparse member's map does not reach into the next header": Safeguard(
+        "members.py",
+        "                self._check()\n",
+        "",
+        "test_members.py::test_a_member_that_only_tar_would_see_makes_the_stream_malformed[a greedy map]",
+    ),
+    "a stored file is not read through a link": Safeguard(
+        "restore.py",
+        "flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC",
+        "flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
+        "test_restore.py::test_only_a_regular_file_is_read[key-put_a_link]",
+    ),
+    "a restored file has no set-uid bit": Safeguard(
+        "unpacking.py",
+        "return member.mode & ~SET_ID",
+        "return member.mode",
+        "test_restore.py::test_set_id_bits_are_not_restored_unless_asked_for",
+    ),
     "a stale claim has stood still for a lease": Safeguard(
         "lease.py",
         "if now - since >= self._seconds:",

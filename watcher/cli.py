@@ -21,7 +21,7 @@ from watcher.config import Config
 from watcher.errors import ConfigError, UnknownRun, WatcherError
 from watcher.lock import worker_lock
 from watcher.metrics import Metrics
-from watcher.restore import restore
+from watcher.restore import Manner, restore
 from watcher.statusdb import StatusDB
 
 OK, FAILED, MISCONFIGURED, CANCELLED, TERMINATED = 0, 1, 3, 130, 143
@@ -141,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     back = add("restore", _restore, "unwrap, decrypt, compare with what was recorded, and extract a run")
     back.add_argument("run", metavar="RUN", help="the run's name")
     back.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the run directory shall appear")
+    back.add_argument(
+        "--same-owner", action="store_true",
+        help="give files the owners that they had, as only root can; otherwise they belong to who restores",
+    )  # fmt: skip
+    back.add_argument(
+        "--special", action="store_true",
+        help="restore device nodes, and the set-uid and set-gid bits of files; otherwise a warning names each",
+    )  # fmt: skip
     show = add("demo", _demo, "archive and restore a small run in a temporary directory; needs only gpg and tar")
     show.add_argument("--keep", action="store_true", help="leave the directory there to look at")
     return parser
@@ -204,9 +212,14 @@ def _restore(options: argparse.Namespace) -> int:
         raise UnknownRun(
             f"run '{options.run}' is not in the status database; `dataflow_archive status --all` lists the runs"
         )
-    restored = restore(document, assembly.shelf(loaded), options.to.absolute(), loaded.gnupg_home)
+    manner = Manner(same_owner=options.same_owner, special=options.special)
+    restored = restore(document, assembly.shelf(loaded), options.to.absolute(), loaded.gnupg_home, manner, _warn)
     print(f"restored '{journal.printable(str(restored))}': its digests are those that were recorded")
     return OK
+
+
+def _warn(words: str) -> None:
+    print(f"dataflow_archive: warning: {journal.printable(words)}", file=sys.stderr)
 
 
 def _demo(options: argparse.Namespace) -> int:

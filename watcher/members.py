@@ -2,10 +2,14 @@
 
 It reads what GNU tar writes in its posix format: ustar headers, with extended headers (pax) for what does not fit
 into them. Format: POSIX.1-2001 `pax`; for sparse members "PAX Format, Version 1.0" in the manual of GNU tar.
+
+Whatever tar might read in another way than this module does is refused: a header that hides in what one of
+the two takes for content would be judged by nobody.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
@@ -35,8 +39,17 @@ _KINDS = {
     b"0": Kind.FILE, b"\0": Kind.FILE, b"7": Kind.FILE, b"1": Kind.HARD_LINK, b"2": Kind.SYMBOLIC_LINK,
     b"3": Kind.CHARACTER_DEVICE, b"4": Kind.BLOCK_DEVICE, b"5": Kind.DIRECTORY, b"6": Kind.FIFO,
 }  # fmt: skip
-_EXTENDED, _GLOBAL = b"x", b"g"
+_EXTENDED = b"x"
 _ENDS = bytes(BLOCK_BYTES)
+_USTAR = b"ustar\0"
+_OCTAL = re.compile(rb" *[0-7]+[ \0]*")
+
+_MAX_DIGITS = 18
+"""Of a decimal number; any such number of bytes fits into tar's own numbers."""
+
+_SPARSE_KEYS = frozenset({b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name", b"GNU.sparse.realsize"})
+_KEYS = _SPARSE_KEYS | {b"path", b"linkpath", b"size", b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname"}
+"""What GNU tar writes into extended headers. Others may move a member, or change where the next one begins."""
 
 
 class MalformedArchive(WatcherError):
@@ -57,11 +70,25 @@ class Member(NamedTuple):
     is_hole: bool
 
 
-class MemberWalk:
-    """Calls `on_member` for each member of the stream that `feed` is given in pieces of any size."""
+def _to_nobody(_data: bytes | memoryview) -> None:
+    """Hand nothing on."""
 
-    def __init__(self, on_member: Callable[[Member], None]) -> None:
+
+class MemberWalk:
+    """Calls `on_member` for each member of the stream that `feed` is given in pieces of any size.
+
+    The stream goes on to `hand_on`, a member not before `on_member` has returned the mode that its header
+    shall have there. A member for which that returns None is left out.
+    """
+
+    def __init__(
+        self, on_member: Callable[[Member], int | None], hand_on: Callable[[bytes | memoryview], object] = _to_nobody
+    ) -> None:
         self._on_member = on_member
+        self._hand_on = hand_on
+        self._held = bytearray()  # the headers of a member that was not judged yet
+        self._is_wanted = True
+        self._map: _SparseMap | None = None
         self._buffer = bytearray()
         self._wanted = BLOCK_BYTES
         self._skip = 0
@@ -73,10 +100,13 @@ class MemberWalk:
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream. Raises MalformedArchive, and what `on_member` raises."""
         position, end = 0, len(data)
-        while position < end and not self._has_ended:
-            if self._skip:
+        while position < end:
+            if self._has_ended:
+                step = self._take_padding(data[position:])
+            elif self._skip:
                 step = min(self._skip, end - position)
                 self._skip -= step
+                self._pass(memoryview(data)[position : position + step])
             else:
                 step = min(self._wanted - len(self._buffer), end - position)
                 self._buffer += data[position : position + step]
@@ -91,39 +121,49 @@ class MemberWalk:
         if not self._has_ended:
             raise MalformedArchive("tar's stream ends in the middle of a member, or without its end")
 
+    def _take_padding(self, data: bytes) -> int:
+        if data.strip(b"\0"):
+            raise MalformedArchive("tar's stream goes on after its end")
+        self._hand_on(data)
+        return len(data)
+
     def _take(self, block: bytes) -> None:
+        if self._map is not None:
+            self._take_map(block, self._map)
+            return
+        self._held += block
         if self._is_extension:
             self._is_extension, self._wanted = False, BLOCK_BYTES
-            if self._extended is not None:
-                self._extended = _records(block[: self._extension_bytes])
+            self._extended = _records(block[: self._extension_bytes])
             return
-        if block == _ENDS:
-            self._has_ended = True
+        if block == _ENDS and self._extended is None:
+            self._has_ended, self._is_wanted = True, True
+            self._release()
             return
         kind, size = block[156:157], _checked_size(block)
-        if kind in (_EXTENDED, _GLOBAL):
-            self._begin_extension(size, is_for_next=kind == _EXTENDED)
+        if kind == _EXTENDED:
+            self._begin_extension(size)
             return
         self._member(block, kind, size)
 
-    def _begin_extension(self, size: int, is_for_next: bool) -> None:
-        if not 0 < size <= MAX_EXTENDED_BYTES:
+    def _begin_extension(self, size: int) -> None:
+        if not 0 < size <= MAX_EXTENDED_BYTES or self._extended is not None:
             raise MalformedArchive(f"an extended header of {size} bytes is not tar's")
         self._is_extension, self._extension_bytes, self._wanted = True, size, _padded(size)
-        self._extended = {} if is_for_next else None
 
-    def _member(self, block: bytes, code: bytes, stored: int) -> None:
+    def _member(self, block: bytes, code: bytes, in_header: int) -> None:
         extended, self._extended = self._extended or {}, None
         kind = _KINDS.get(code)
         if kind is None:
             raise MalformedArchive(f"a member of the unknown type {code!r}")
-        stored = _number(extended, b"size", stored)
+        stored = _number(extended, b"size", in_header)
         path = extended.get(b"GNU.sparse.name") or extended.get(b"path") or _name(block)
-        is_sparse = b"GNU.sparse.major" in extended
+        is_sparse = _is_sparse(extended, kind)
         size = _number(extended, b"GNU.sparse.realsize", stored)
-        self._skip = _padded(stored) if kind is Kind.FILE else 0
+        if kind is not Kind.FILE and (stored or in_header):
+            raise MalformedArchive(f"a {kind} with a content")
         # Of a sparse member the first block is its map: where it stores no more, all of the file is a hole.
-        self._on_member(
+        mode = self._on_member(
             Member(
                 path=path,
                 kind=kind,
@@ -133,6 +173,68 @@ class MemberWalk:
                 is_hole=is_sparse and size > 0 and stored <= BLOCK_BYTES,
             )
         )
+        self._is_wanted = mode is not None
+        if mode is not None and mode != _octal(block[100:108]):
+            self._held[-BLOCK_BYTES:] = _with_mode(block, mode)
+        self._release()
+        if is_sparse:
+            self._map = _SparseMap(stored)
+        else:
+            self._skip = _padded(stored)
+
+    def _take_map(self, block: bytes, sparse: _SparseMap) -> None:
+        if sparse.take(block):
+            self._map, self._skip = None, sparse.data_bytes
+        self._pass(block)
+
+    def _release(self) -> None:
+        self._pass(bytes(self._held))
+        self._held.clear()
+
+    def _pass(self, data: bytes | memoryview) -> None:
+        if self._is_wanted:
+            self._hand_on(data)
+
+
+class _SparseMap:
+    """The map in front of a sparse member's data: the number of regions, then offset and size of each, in lines.
+
+    tar goes on behind the last region, and not where the member's size says that it ends.
+    """
+
+    def __init__(self, stored: int) -> None:
+        self._stored = stored
+        self._line = b""
+        self._numbers_left: int | None = None
+        self._bytes = 0
+        self._region_bytes = 0
+        self.data_bytes = 0
+
+    def take(self, block: bytes) -> bool:
+        """Return whether the map ends in this block. Raises MalformedArchive."""
+        self._bytes += BLOCK_BYTES
+        *lines, self._line = (self._line + block).split(b"\n")
+        for line in lines:
+            self._take_number(_decimal(line, "a sparse member's map"))
+            if self._numbers_left == 0:
+                self._check()
+                return True
+        if len(self._line) > _MAX_DIGITS or self._bytes >= self._stored:
+            raise MalformedArchive("a sparse member's map does not end")
+        return False
+
+    def _take_number(self, number: int) -> None:
+        if self._numbers_left is None:
+            self._numbers_left = 2 * number
+            return
+        if self._numbers_left % 2:
+            self._region_bytes += number
+            self.data_bytes += _padded(number)
+        self._numbers_left -= 1
+
+    def _check(self) -> None:
+        if (self._bytes + self._region_bytes, self._bytes + self.data_bytes) != (self._stored, _padded(self._stored)):
+            raise MalformedArchive("a sparse member's map does not fit its size")
 
 
 def _padded(size: int) -> int:
@@ -144,16 +246,22 @@ def _checked_size(block: bytes) -> int:
     # The sum of all bytes, those of the checksum itself taken as spaces.
     if sum(block) - sum(block[148:156]) + 8 * 0x20 != _octal(block[148:156]):
         raise MalformedArchive("a member's header does not fit its checksum")
+    # In its other formats, two of which hide in these fields, tar reads sparse members in another way.
+    if block[257:263] != _USTAR or block[345:500].rstrip(b"\0") != _text(block[345:500]):
+        raise MalformedArchive("a member's header is not in the posix format")
     return _octal(block[124:136])
 
 
 def _octal(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU tar's form for numbers that are too large for octal digits
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise MalformedArchive(f"a number in a member's header is {field!r}") from None
+    if not _OCTAL.fullmatch(field):
+        raise MalformedArchive(f"a number in a member's header is {field!r}")
+    return int(field.strip(b" \0"), 8)
+
+
+def _with_mode(block: bytes, mode: int) -> bytes:
+    """Return a header block with another mode, and the checksum of that."""
+    blank = block[:100] + b"%07o\0" % mode + block[108:148] + b" " * 8 + block[156:]
+    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
 
 
 def _text(field: bytes) -> bytes:
@@ -167,22 +275,38 @@ def _name(block: bytes) -> bytes:
 
 def _number(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
     value = extended.get(key)
-    if value is None:
-        return otherwise
-    if not value.isdigit():
-        raise MalformedArchive(f"an extended header's {key.decode()} is {value!r}")
+    return otherwise if value is None else _decimal(value, f"an extended header's {key.decode()}")
+
+
+def _decimal(value: bytes, what: str) -> int:
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
+        raise MalformedArchive(f"{what} is {value[:80]!r}")
     return int(value)
+
+
+def _is_sparse(extended: dict[bytes, bytes], kind: Kind) -> bool:
+    """Say whether a member is sparse. Raises MalformedArchive for another form of that than version 1.0."""
+    if extended.keys().isdisjoint(_SPARSE_KEYS):
+        return False
+    version = extended.get(b"GNU.sparse.major"), extended.get(b"GNU.sparse.minor")
+    if kind is not Kind.FILE or version != (b"1", b"0") or not extended.keys() >= _SPARSE_KEYS:
+        raise MalformedArchive("a sparse member is not of the form that tar gives it, version 1.0")
+    return True
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
     """Return the records of an extended header: a length, a space, KEY=VALUE, a newline. Raises MalformedArchive."""
+    if b"\0" in data:
+        raise MalformedArchive("an extended header is broken")  # tar would take a path to end there
     found, position = dict[bytes, bytes](), 0
     while position < len(data):
         digits, space, _ = data[position : position + 21].partition(b" ")
         length = int(digits) if space and digits.isdigit() else 0
         key, equals, value = data[position + len(digits) + 1 : position + length].partition(b"=")
-        if not (length and equals and value.endswith(b"\n")) or position + length > len(data):
+        if not (length and equals and value.endswith(b"\n") and value != b"\n") or position + length > len(data):
             raise MalformedArchive("an extended header is broken")
+        if key not in _KEYS:
+            raise MalformedArchive(f"an extended header has the unknown key {key[:80]!r}")
         found[key] = value[:-1]
         position += length
     return found

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -60,7 +60,7 @@ class Settings:
     worker_id: str
     receiver: str
     gnupg_home: Path | None = None
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     policy: Policy = Policy.EXIT_CODE
     minimum_free_space: int = 0
     retry_delay: float = 60.0
