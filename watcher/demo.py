@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from watcher.errors import CannotRun, RestoreFailed, WatcherError
 from watcher.model import Document
+from watcher.process import gpg_environment, tar_environment
 from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
 from watcher.statusdb.sqlite import SQLiteStore
@@ -193,7 +194,11 @@ def _phase(document: Document) -> tuple[str, float]:
 
 def _restore(place: Place, name: str) -> None:
     names = {"KEYS": place.keys, "ARCHIVES": place.archives, "TO": place.restored, "RUN": name}
-    environment = {**os.environ, "GNUPGHOME": str(place.gnupg), **{key: str(value) for key, value in names.items()}}
+    environment = {
+        **tar_environment(),
+        "GNUPGHOME": str(place.gnupg),
+        **{key: str(value) for key, value in names.items()},
+    }
     done = _run(["bash", "-o", "pipefail", "-c", RESTORE], environment)
     if done.returncode != 0:
         raise RestoreFailed(f"gpg and tar did not restore '{name}': {done.stderr.strip()}")
@@ -254,7 +259,7 @@ def _end_agent(place: Place) -> None:
 def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+            command, env=environment or gpg_environment(), capture_output=True, text=True, errors="replace", check=False
         )  # fmt: skip
     except OSError as error:
         raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; install it, and put it on the PATH") from error

@@ -191,6 +191,10 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start a process in a group of its own, which Ctrl+C at our terminal does not reach. Raises CannotRun."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise CannotRun(
+            f"cannot run '{command[0]}': SIGCHLD is ignored, so its exit status would be lost; set SIGCHLD to SIG_DFL"
+        )
     # It would until the group is made. The child keeps the mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:

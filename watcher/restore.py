@@ -18,7 +18,7 @@ from watcher.archive import Shelf
 from watcher.errors import RestoreFailed, UnknownRun, WatcherError
 from watcher.job import Job
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
-from watcher.tar import tar_environment
+from watcher.process import tar_environment
 
 WORDS_BYTES = 500
 """tar's last words in an error are cut to this."""
