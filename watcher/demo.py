@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from watcher.errors import CannotRun, RestoreFailed, WatcherError
+from watcher.errors import CannotRun, RestoreFailed, WatcherError, remedy
 from watcher.model import Document
 from watcher.process import gpg_environment, tar_environment
 from watcher.sentinels import SENTINEL
@@ -262,7 +262,8 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> subpr
             command, env=environment or gpg_environment(), capture_output=True, text=True, errors="replace", check=False
         )  # fmt: skip
     except OSError as error:
-        raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; install it, and put it on the PATH") from error
+        hint = remedy(error, "install it, and put it on the PATH")
+        raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; {hint}") from error
 
 
 def _tell_where(place: Place, keep: bool) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError
+from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError, remedy
 from watcher.model import Phase, Progress, Run
 
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
@@ -200,8 +200,7 @@ def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[byte
     try:
         return subprocess.Popen(command, process_group=0, **options)
     except OSError as error:
-        raise CannotRun(
-            f"cannot run '{command[0]}': {error.strerror or error}; is it installed, and on the PATH?"
-        ) from error
+        hint = remedy(error, "is it installed, and on the PATH?")
+        raise CannotRun(f"cannot run '{command[0]}': {error.strerror or error}; {hint}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
