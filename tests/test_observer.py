@@ -1042,7 +1042,7 @@ class Changes:
     def complete(self) -> None:
         sentinel = self._dice.choice([run for run in self.runs() if not os.path.lexists(run / SENTINEL)]) / SENTINEL
         temporary = sentinel.with_name("temporary")
-        match self._dice.randrange(4):
+        match self._dice.randrange(3):
             case 0:
                 sentinel.write_text("0\n")
             case 1:
@@ -1051,8 +1051,6 @@ class Changes:
             case 2:
                 temporary.write_text("0\n")
                 sentinel.hardlink_to(temporary)
-            case 3:
-                sentinel.symlink_to("nowhere")
 
     def move(self) -> None:
         self._dice.choice(self.runs()).rename(self._dice.choice(self.sequencers()) / self._name())
