@@ -547,7 +547,7 @@ def test_published_and_foreign_files_are_nobodys_staged_files(shelf: Shelf) -> N
     assert shelf.staged() == []
 
 
-def test_the_archive_honours_the_umask_and_the_wrapped_key_is_its_owners_alone(shelf: Shelf) -> None:
+def test_the_archive_is_never_others_whatever_the_umask_and_the_wrapped_key_is_its_owners_alone(shelf: Shelf) -> None:
     modes = {}
     for umask in (0o000, 0o022, 0o027):
         before = os.umask(umask)
@@ -560,7 +560,7 @@ def test_the_archive_honours_the_umask_and_the_wrapped_key_is_its_owners_alone(s
         modes[umask] = [stat.S_IMODE(path.stat().st_mode) for path in finals]
         for path in finals:
             path.unlink()
-    assert modes == {0o000: [0o666, 0o600], 0o022: [0o644, 0o600], 0o027: [0o640, 0o600]}
+    assert modes == {0o000: [0o640, 0o600], 0o022: [0o640, 0o600], 0o027: [0o640, 0o600]}
 
 
 def stage(shelf: Shelf, name: str, token: str, content: bytes = b"archive") -> Archive:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
+from host import no_descriptors
 from tracing import require_strace
 
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled
@@ -369,3 +370,22 @@ def test_ctrl_c_does_not_reach_a_child_that_has_no_group_of_its_own_yet(unavaila
         program,
     ]
     assert subprocess.run(interrupted, capture_output=True, check=True).stdout == b"0\n"
+
+
+def test_a_child_that_gets_no_descriptor_is_not_called_missing(job: Job) -> None:
+    with pytest.raises(CannotRun, match=r"'sleep': Too many open files; raise .*LimitNOFILE"), no_descriptors():
+        job.start(SLEEP, stdin=subprocess.PIPE)
+
+
+def test_a_program_that_is_missing_is_called_so(job: Job) -> None:
+    with pytest.raises(CannotRun, match=r"No such file or directory; is it installed, and on the PATH\?"):
+        job.start(["no-such-program"])
+
+
+def test_a_child_whose_status_would_be_lost_is_not_started(job: Job) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(CannotRun, match="SIGCHLD is ignored"):
+            job.start(SLEEP)
+    finally:
+        signal.signal(signal.SIGCHLD, before)

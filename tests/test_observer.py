@@ -164,17 +164,24 @@ def shell(root: Path, script: str) -> None:
         "echo 0 > A/run/.$S.Xq3Z; mv A/run/.$S.Xq3Z A/run/$S",
         "echo 0 > $OUT/s; ln $OUT/s A/run/$S",
         "touch $OUT/s; ln $OUT/s A/run/$S",
-        "ln -s nowhere A/run/$S",
-        "ln -s /dev/zero A/run/$S",
         "echo 0 > $OUT/s; cp -p $OUT/s A/run/$S",
         "(sleep 0.2; echo 0) > A/run/$S",
-        "ln -s nowhere $OUT/s; mv $OUT/s A/run/$S",
     ],
 )
 def test_a_new_sentinel_is_told_once_and_its_run_is_watched_no_more(watch: Watch, script: str) -> None:
     shell(watch.root, script)
     assert watch.wait_for("A/run") == [("A/run", State.READY)]
     assert watch.watched() == {".", "A", "B"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["ln -s nowhere A/run/$S", "ln -s /dev/zero A/run/$S", "ln -s nowhere $OUT/s; mv $OUT/s A/run/$S"],
+)
+def test_a_linked_sentinel_is_told_as_held_and_its_run_stays_watched(watch: Watch, script: str) -> None:
+    shell(watch.root, script)
+    assert watch.wait_for("A/run", State.HELD) == [("A/run", State.HELD)]
+    assert watch.watched() == {".", "A", "B", "A/run"}
 
 
 @pytest.mark.parametrize("before", ["", "0\n", "23\n"])
@@ -1042,7 +1049,7 @@ class Changes:
     def complete(self) -> None:
         sentinel = self._dice.choice([run for run in self.runs() if not os.path.lexists(run / SENTINEL)]) / SENTINEL
         temporary = sentinel.with_name("temporary")
-        match self._dice.randrange(4):
+        match self._dice.randrange(3):
             case 0:
                 sentinel.write_text("0\n")
             case 1:
@@ -1051,8 +1058,6 @@ class Changes:
             case 2:
                 temporary.write_text("0\n")
                 sentinel.hardlink_to(temporary)
-            case 3:
-                sentinel.symlink_to("nowhere")
 
     def move(self) -> None:
         self._dice.choice(self.runs()).rename(self._dice.choice(self.sequencers()) / self._name())

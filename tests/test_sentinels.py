@@ -55,16 +55,28 @@ def test_a_run_without_a_sentinel_is_not_ready(run: Path) -> None:
     assert look(run).state is State.ABSENT
 
 
-@pytest.mark.parametrize("content", [b"0\n", b"0", b" 0 \n", b"00\n", b"\n", b"done\n", b"23 files\n", b"0\n23\n"])
-def test_exit_code_zero_and_any_text_are_ready(run: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"0\n", b"0", b" 0 \n", b"0\r\n"])
+def test_exit_code_zero_is_ready(run: Path, content: bytes) -> None:
     (run / SENTINEL).write_bytes(content)
     assert look(run, age=0).state is State.READY
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"\x00", b"-1\n", b"2_3\n", "\N{SUPERSCRIPT TWO}\n".encode()])
-def test_what_only_resembles_an_exit_code_is_ready(run: Path, content: bytes) -> None:
+NO_CODES = {
+    b"-15\n": "-15", b"+23": "+23", b"23.0\n": "23.0", b"0x17": "0x17", b"FAILED\n": "FAILED",
+    b"23 (partial transfer)": "23 (partial transfer)", b"\xff\xfe2\x003\x00": r"\xff\xfe2\x00",
+    b"\xef\xbb\xbf0\n": r"\xef\xbb\xbf0", b"0\x00": r"0\x00", b"0\n0\n": r"0\n0", b"0\n23\n": r"0\n23",
+    b"00\n": "00", b"\n": r"\n", b"  ": "  ", b"0" + b" " * 100: "...", b"\xc2\xb2\n": r"\xc2\xb2", b"2_3\n": "2_3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_CODES)
+def test_anything_else_is_held_and_shown_with_what_it_holds(run: Path, content: bytes) -> None:
     (run / SENTINEL).write_bytes(content)
-    assert look(run).state is State.READY
+    sighting = look(run)
+    assert sighting.state is State.HELD
+    assert NO_CODES[content] in sighting.reason
+    assert sighting.reason.isprintable()
+    assert len(sighting.reason) < 160
 
 
 @pytest.mark.parametrize(("content", "code"), [(b"23\n", "23"), (b"1", "1"), (b" 255 \r\n", "255"), (b"011\n", "11")])
@@ -98,7 +110,7 @@ def test_of_a_huge_sentinel_only_the_beginning_is_read(run: Path) -> None:
     (run / SENTINEL).write_bytes(b"23\n")
     os.truncate(run / SENTINEL, 1 << 40)
     before = bytes_read()
-    assert look(run).state is State.READY
+    assert look(run).state is State.HELD
     assert bytes_read() - before < 64 * 1024
 
 
@@ -129,11 +141,13 @@ def test_a_sentinel_that_is_no_file_is_unusable_and_hangs_nothing(
 
 
 @pytest.mark.parametrize("target", ["sentinel_with_23", "pipe", "/dev/zero", "nowhere", SENTINEL, "."])
-def test_a_linked_sentinel_is_ready_by_its_presence_and_not_followed(run: Path, target: str) -> None:
+def test_a_linked_sentinel_is_held_and_not_followed(run: Path, target: str) -> None:
     (run / "sentinel_with_23").write_text("23\n")
     os.mkfifo(run / "pipe")
     (run / SENTINEL).symlink_to(target)
-    assert look(run).state is State.READY
+    assert look(run).state is State.HELD
+    assert "symbolic link" in look(run).reason
+    assert look(run, Policy.PRESENCE).state is State.READY
 
 
 @pytest.mark.parametrize("content", [b"", b"0\n", b"23\n", b"\xff"])

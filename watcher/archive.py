@@ -234,7 +234,7 @@ class Shelf:
 
 
 @contextmanager
-def writing(path: Path, mode: int = 0o666) -> Iterator[StagedFile]:
+def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
     """Open a new file that is on the disk when the context ends, and gone if that fails.
 
     `mode` is narrowed by the umask. Raises NoSpace for whatever keeps it from being written.

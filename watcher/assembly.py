@@ -18,6 +18,7 @@ from watcher.metrics import Metrics
 from watcher.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
 from watcher.notifier import Notifier
 from watcher.observer import Observer
+from watcher.process import low_limits
 from watcher.sentinels import Policy
 from watcher.service import Service, Settings
 from watcher.source import Rules
@@ -71,6 +72,8 @@ def remote_places(config: Config) -> dict[Path, str]:
 
 def refuse_unusable(config: Config) -> None:
     """Raise ConfigError with everything that keeps this machine from archiving by this configuration."""
+    if problems := list(low_limits(config.max_concurrent_jobs)):
+        raise ConfigError(problems)  # at such a limit the looks below fail with other words
     problems = list(check_paths(config))
     looks: tuple[Callable[[], object], ...] = (tar_version, lambda: find_recipient(config))
     for look in looks:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from watcher import __version__, assembly, config, demo, inspection, journal
+from watcher import __version__, assembly, config, demo, inspection, journal, process
 from watcher.config import Config
 from watcher.errors import ConfigError, UnknownRun, WatcherError
 from watcher.lock import worker_lock
@@ -52,6 +52,7 @@ class _Terminated(KeyboardInterrupt):
 
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. Errors are told on standard error."""
+    process.reset_inherited()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a run's name may have what a terminal's charset has not

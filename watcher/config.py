@@ -20,7 +20,7 @@ from pydantic.functional_validators import BeforeValidator, field_validator, mod
 from pydantic.types import ByteSize, SecretStr
 from pydantic_core import ErrorDetails
 
-from watcher.errors import ConfigError
+from watcher.errors import ConfigError, remedy
 
 _SQLITE = "sqlite://"
 _CREDENTIAL = "statusdb_password"
@@ -326,7 +326,9 @@ def prepare_run_keys_path(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"run_keys_path: '{path}' cannot be made: {error.strerror}; make it") from error
+        raise ConfigError(
+            f"run_keys_path: '{path}' cannot be made: {error.strerror}; {remedy(error, 'make it')}"
+        ) from error
 
 
 def _unusable(key: str, path: Path, access: Literal["readable", "writable"]) -> Iterator[str]:
@@ -334,7 +336,8 @@ def _unusable(key: str, path: Path, access: Literal["readable", "writable"]) -> 
         path.stat()
     except OSError as error:
         # making it ourselves would fill the disk beneath a missing mount
-        yield f"{key}: '{path}' cannot be reached: {error.strerror}; mount it, or make it if it is no mount"
+        hint = remedy(error, "mount it, or make it if it is no mount")
+        yield f"{key}: '{path}' cannot be reached: {error.strerror}; {hint}"
         return
     wanted = os.R_OK | os.X_OK | (os.W_OK if access == "writable" else 0)
     if not path.is_dir():

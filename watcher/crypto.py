@@ -29,6 +29,7 @@ import gnupg
 from watcher.errors import CannotRun, EncryptFailed, RecipientUnusable, ValidateFailed, WrapFailed
 from watcher.job import Job, enough_threads, kill, start_child
 from watcher.model import Digest
+from watcher.process import gpg_environment
 
 BUFFER_BYTES = 1 << 20
 """Bytes handed on at once: python-gnupg's own 16 KiB cost a third of the throughput."""
@@ -118,7 +119,7 @@ class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         if home is not None and not home.is_dir():
             raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
         # gpg's words are compared and shown: C is the one locale that they are known in.
-        environment = {**_terminal(), **os.environ, "LC_ALL": "C"}
+        environment = {**_terminal(), **gpg_environment()}
         try:
             super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
         except ValueError as error:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from watcher.errors import CannotRun, RestoreFailed, WatcherError
+from watcher.errors import CannotRun, RestoreFailed, WatcherError, remedy
 from watcher.model import Document
+from watcher.process import gpg_environment, tar_environment
 from watcher.sentinels import SENTINEL
 from watcher.statusdb import StatusDB
 from watcher.statusdb.sqlite import SQLiteStore
@@ -193,7 +194,11 @@ def _phase(document: Document) -> tuple[str, float]:
 
 def _restore(place: Place, name: str) -> None:
     names = {"KEYS": place.keys, "ARCHIVES": place.archives, "TO": place.restored, "RUN": name}
-    environment = {**os.environ, "GNUPGHOME": str(place.gnupg), **{key: str(value) for key, value in names.items()}}
+    environment = {
+        **tar_environment(),
+        "GNUPGHOME": str(place.gnupg),
+        **{key: str(value) for key, value in names.items()},
+    }
     done = _run(["bash", "-o", "pipefail", "-c", RESTORE], environment)
     if done.returncode != 0:
         raise RestoreFailed(f"gpg and tar did not restore '{name}': {done.stderr.strip()}")
@@ -254,10 +259,11 @@ def _end_agent(place: Place) -> None:
 def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+            command, env=environment or gpg_environment(), capture_output=True, text=True, errors="replace", check=False
         )  # fmt: skip
     except OSError as error:
-        raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; install it, and put it on the PATH") from error
+        hint = remedy(error, "install it, and put it on the PATH")
+        raise CannotRun(f"cannot run '{command[0]}': {error.strerror}; {hint}") from error
 
 
 def _tell_where(place: Place, keep: bool) -> None:

@@ -6,7 +6,27 @@ acts on the difference. Anything that is not a `WatcherError` is a bug.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
+
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files: ulimit -n, or LimitNOFILE= in the unit",
+    errno.ENFILE: "this machine has too many files open: raise fs.file-max with sysctl",
+    errno.EFBIG: "raise the limit of file size: ulimit -f unlimited, or LimitFSIZE=infinity in the unit",
+    errno.ENOSPC: "free space on that file system",
+    errno.EDQUOT: "free space, or raise this user's quota",
+    errno.EROFS: "the file system is read-only: look at dmesg, then mount it for writing",
+    errno.EACCES: "give this user the right: owner and mode of the file, and of the directories above it",
+    errno.EPERM: "give this user the right: owner, mode and attributes of the file",
+    errno.ENOMEM: "this machine has no memory left, or a limit is too low: ulimit -v, or MemoryMax= in the unit",
+    errno.EAGAIN: "too many processes run: raise ulimit -u, or LimitNPROC= and TasksMax= in the unit",
+    errno.EIO: "the disk fails: look at dmesg",
+}
+
+
+def remedy(error: OSError, usual: str) -> str:
+    """Return what an operator does about `error`; `usual` where its number says nothing better."""
+    return _REMEDIES.get(error.errno or 0, usual)
 
 
 class WatcherError(Exception):

@@ -24,6 +24,7 @@ from watcher.journal import printable
 from watcher.model import Document, Status, status_of
 from watcher.mounts import file_system_type
 from watcher.observer import Observer
+from watcher.process import low_limits
 from watcher.sentinels import NOT_THERE, Policy, Sighting, State, unusable_name
 from watcher.statusdb import StatusDB, path_of
 from watcher.tar import tar_version
@@ -50,6 +51,7 @@ class Finding:
 def check(config: Config) -> list[Finding]:
     """Look at everything that archiving by this configuration needs; nothing is changed or made."""
     parts: tuple[tuple[str, Callable[[Config], Iterator[Finding]]], ...] = (
+        ("limits", _check_limits),
         ("directories", _check_directories),
         ("gpg", _check_gpg),
         ("tar", _check_tar),
@@ -89,6 +91,11 @@ def _check_directories(config: Config) -> Iterator[Finding]:
         yield Finding(
             mark, "free space", f"{free / 1e9:.1f} GB, minimum_free_space {config.minimum_free_space / 1e9:.1f} GB"
         )
+
+
+def _check_limits(config: Config) -> Iterator[Finding]:
+    problems = tuple(low_limits(config.max_concurrent_jobs))
+    yield from (Finding(FAIL, "limits", problem) for problem in problems)
 
 
 def _check_gpg(config: Config) -> Iterator[Finding]:

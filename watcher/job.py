@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError
+from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError, remedy
 from watcher.model import Phase, Progress, Run
 
 MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
@@ -191,13 +191,16 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start a process in a group of its own, which Ctrl+C at our terminal does not reach. Raises CannotRun."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise CannotRun(
+            f"cannot run '{command[0]}': SIGCHLD is ignored, so its exit status would be lost; set SIGCHLD to SIG_DFL"
+        )
     # It would until the group is made. The child keeps the mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         return subprocess.Popen(command, process_group=0, **options)
     except OSError as error:
-        raise CannotRun(
-            f"cannot run '{command[0]}': {error.strerror or error}; is it installed, and on the PATH?"
-        ) from error
+        hint = remedy(error, "is it installed, and on the PATH?")
+        raise CannotRun(f"cannot run '{command[0]}': {error.strerror or error}; {hint}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

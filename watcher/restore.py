@@ -25,7 +25,7 @@ from watcher.errors import RestoreFailed, UnknownRun, WatcherError
 from watcher.job import Job
 from watcher.members import MalformedArchive, MemberWalk
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
-from watcher.tar import tar_environment
+from watcher.process import tar_environment
 from watcher.unpacking import Guard
 
 WORDS_BYTES = 500

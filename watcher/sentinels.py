@@ -23,14 +23,17 @@ RACY_SECONDS = 2.0
 it; a directory that may not be searched because another user copies it, and gives it its mode at the end."""
 
 SENTINEL_BYTES = 64
-"""Of a sentinel so much is read; an exit code has at most three digits."""
+"""What a sentinel may hold; an exit code has at most three digits. A longer one is held."""
+
+SHOWN_CHARACTERS = 40
+"""Of a held sentinel's content so much is shown."""
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What a path says that leads to nothing."""
 
 
 class Policy(StrEnum):
-    """What makes a sentinel ready: an exit code of 0 (or none at all in it), or its mere presence."""
+    """What makes a sentinel ready: an exit code of 0 (or an empty file), or its mere presence."""
 
     EXIT_CODE = "exit_code"
     PRESENCE = "presence"
@@ -65,7 +68,7 @@ def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], flo
     """Return what the sentinel of the run directory `path` says; a run that is not there has none.
 
     `now` is in seconds since the epoch, like a file's times. Never follows a symbolic link: a linked
-    sentinel counts by its presence. Never waits for a pipe.
+    sentinel is held, unless its presence is enough. Never waits for a pipe.
     """
     run = Run(path)
     if os.path.islink(path):  # noqa: PTH114  # Path's own raises where a directory above may not be searched
@@ -84,7 +87,7 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
     try:
         status = os.lstat(sentinel)
         if stat.S_ISLNK(status.st_mode):
-            return Sighting(run, State.READY)
+            return _linked(run, policy)
         if not stat.S_ISREG(status.st_mode):
             return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
         version = hash((sentinel, status.st_ino, status.st_ctime_ns))
@@ -120,18 +123,33 @@ def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]
     # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
     descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        content = os.read(descriptor, SENTINEL_BYTES)
+        content = os.read(descriptor, SENTINEL_BYTES + 1)
         changed = 0.0 if content else os.fstat(descriptor).st_ctime
     finally:
         os.close(descriptor)
     # Both moments count: it may have been emptied between them, however long this process was held up there.
     if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
         return Sighting(run, State.UNSETTLED)
-    is_code, is_whole = content.strip().isdigit(), content.endswith(b"\n")
-    if is_code and int(content) != 0:
-        reason = f"the sentinel holds exit code {int(content)}: the transfer failed"
-        return Sighting(run, State.HELD, reason, is_whole=is_whole)
-    return Sighting(run, State.READY, is_whole=is_code and is_whole)
+    is_all, is_whole = len(content) <= SENTINEL_BYTES, content.endswith(b"\n")
+    if not content or (is_all and content.strip() == b"0"):
+        return Sighting(run, State.READY, is_whole=is_whole)
+    return Sighting(run, State.HELD, _why_held(content[:SENTINEL_BYTES], is_all), is_whole=is_whole)
+
+
+def _why_held(content: bytes, is_all: bool) -> str:
+    code = content.strip()
+    if is_all and code.isdigit() and int(code) != 0:
+        return f"the sentinel holds exit code {int(code)}: the transfer failed"
+    escaped = repr(content)[2:-1]
+    more = "" if is_all and len(escaped) <= SHOWN_CHARACTERS else "..."
+    shown = f"'{escaped[:SHOWN_CHARACTERS]}{more}'"
+    return f"the sentinel holds {shown}, which is no exit code; write 0 into it when the transfer is complete"
+
+
+def _linked(run: Run, policy: Policy) -> Sighting:
+    if policy is Policy.PRESENCE:
+        return Sighting(run, State.READY)
+    return Sighting(run, State.HELD, "the sentinel is a symbolic link, which is not read; put a file there")
 
 
 def version(path: Path) -> str | None:

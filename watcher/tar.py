@@ -17,6 +17,7 @@ from watcher.errors import CannotRun, Incomplete, RunNotSettled, TarFailed
 from watcher.job import Job, enough_threads, start_child
 from watcher.members import MalformedArchive, MemberWalk
 from watcher.model import Digest, TarReport
+from watcher.process import tar_environment
 from watcher.source import Source, Stillness
 
 WORDS_KEPT = 20
@@ -128,14 +129,10 @@ def tar_command(source: Source, options: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def tar_environment() -> dict[str, str]:
-    """Return our environment without the user's own options for tar, in the locale in which its words are known."""
-    return {**{name: value for name, value in os.environ.items() if name != "TAR_OPTIONS"}, "LC_ALL": "C"}
-
-
 def tar_version() -> str:
     """Return the first line of what tar says about itself. Raises CannotRun when it is missing, or not GNU tar."""
-    with start_child(["tar", "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    command = ["tar", "--version"]
+    with start_child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=tar_environment()) as process:
         words = os.fsdecode(process.communicate()[0]).partition("\n")[0]
     if process.returncode != 0 or "GNU tar" not in words:
         raise CannotRun(f"tar is not GNU tar, but '{words}'; install GNU tar, and put it on the PATH before any other")
