@@ -7,7 +7,7 @@ from pathlib import Path
 
 import requests
 from facility import PATIENCE_SECONDS
-from fault_proxy import Client, RecordingServer, Request, head
+from fault_proxy import Client, Close, RecordingServer, Request, head
 
 DEEP, HUGE, INFINITE, SURROGATE = "<deep>", "<huge>", "<infinite>", "<surrogate>"
 MARKS = {
@@ -16,6 +16,9 @@ MARKS = {
     INFINITE: "1e999",
     SURROGATE: '"\\ud800"',
 }
+
+HELD_SECONDS = 1.0
+"""A question for changes is cut off after so long."""
 
 
 class ForgingProxy(RecordingServer):
@@ -27,10 +30,14 @@ class ForgingProxy(RecordingServer):
 
     def answer(self, client: Client, request: Request) -> None:
         """Send the server's answer, with what the marks stand for."""
-        answer = requests.request(
-            request.method, self._upstream + request.path, data=request.body,
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"}, timeout=PATIENCE_SECONDS,
-        )  # fmt: skip
+        try:
+            answer = requests.request(
+                request.method, self._upstream + request.path, data=request.body,
+                headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+                timeout=HELD_SECONDS if "longpoll" in request.path else PATIENCE_SECONDS,
+            )  # fmt: skip
+        except requests.ReadTimeout:
+            raise Close from None  # pouchdb-server holds a long poll for ever
         body = answer.content
         for mark, forged in MARKS.items():
             body = body.replace(f'"{mark}"'.encode(), forged.encode())

@@ -1,4 +1,4 @@
-"""Whatever somebody writes into the database: the watcher lives, honest runs are archived, commands end in a sentence."""
+"""Whatever somebody writes into the database: the watcher lives, and honest runs are archived."""
 
 from __future__ import annotations
 
