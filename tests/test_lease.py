@@ -21,7 +21,7 @@ from watcher.statusdb.store import DocumentStore, Written
 
 LEASE_SECONDS = 300.0
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
-ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3)
+ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, token="d" * 32)
 
 
 class Clock:

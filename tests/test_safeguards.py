@@ -61,6 +61,12 @@ SAFEGUARDS = {
         "return stale_rev is not None",
         "statusdb/test_claims.py::test_a_stale_claim_is_taken_over_only_over_the_revision_that_was_found_stale[sqlite]",
     ),
+    "a document is checked before it is used": Safeguard(
+        "statusdb/door.py",
+        "return Unreadable(_text(name), reason) if reason else found",
+        "return found",
+        "statusdb/test_door.py::test_one_unreadable_document_keeps_no_other_from_being_read[couchdb-<infinite>]",
+    ),
     "a holder stops trusting its lease": Safeguard(
         "worker.py",
         'if lease.document.get("archive") is None or not lease.is_trusted:',

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from watcher import __version__, assembly, config, demo, inspection, journal, process
 from watcher.config import Config
-from watcher.errors import ConfigError, UnknownRun, WatcherError
+from watcher.errors import ConfigError, WatcherError
 from watcher.lock import worker_lock
 from watcher.metrics import Metrics
 from watcher.restore import Manner, restore
@@ -208,11 +208,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _restore(options: argparse.Namespace) -> int:
     loaded = _load(options)
-    document = _statusdb(loaded).get(options.run)
-    if document is None:
-        raise UnknownRun(
-            f"run '{options.run}' is not in the status database; `dataflow_archive status --all` lists the runs"
-        )
+    document = _statusdb(loaded).demand(options.run)
     manner = Manner(same_owner=options.same_owner, special=options.special)
     restored = restore(document, assembly.shelf(loaded), options.to.absolute(), loaded.gnupg_home, manner, _warn)
     print(f"restored '{journal.printable(str(restored))}': its digests are those that were recorded")

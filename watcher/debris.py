@@ -42,20 +42,35 @@ class Sweeper:
         self._swept_at = time.monotonic()
 
     def _wanted(self, staged: list[tuple[Path, str]]) -> set[str]:
-        """Return those of the tokens that a document names, or whose archive is finished and may be adopted."""
+        """Return those of the tokens that a document names, or whose archive is finished and may be adopted.
+
+        An unreadable document may name any token: all that is staged for its run is wanted.
+        """
         documents = self._open_documents()
+        if not self._statusdb.is_unreadable_known:
+            return {token for _, token in staged}
+        unreadable = {one.run_id for one in self._statusdb.unreadable()}
+        unknown = {token for path, token in staged if _run_name(path, token) in unreadable}
         named = {token for document in documents for token in model.live_tokens(document)}
         manifests = [(path, token) for path, token in staged if path.name.endswith(MANIFEST_SUFFIX + PARTIAL_SUFFIX)]
-        return named | {
-            token
-            for path, token in manifests
-            if any(path == self._shelf.staged_manifest(document["_id"], token) for document in documents)
-        }
+        return (
+            named
+            | unknown
+            | {
+                token
+                for path, token in manifests
+                if any(path == self._shelf.staged_manifest(document["_id"], token) for document in documents)
+            }
+        )
 
     def _open_documents(self) -> list[Document]:
         # There and back: a run that goes from one status to another between two questions must not be missed.
         statuses = (Status.FAILED, Status.PENDING, Status.PROCESSING, Status.PENDING, Status.FAILED)
         return [document for status in statuses for document in self._statusdb.with_status(status)]
+
+
+def _run_name(path: Path, token: str) -> str:
+    return path.name.removeprefix(".").rpartition(f".{token}.")[0]
 
 
 def _seconds_unchanged(path: Path) -> float:

@@ -26,7 +26,7 @@ from watcher.mounts import file_system_type
 from watcher.observer import Observer
 from watcher.process import low_limits
 from watcher.sentinels import NOT_THERE, Policy, Sighting, State, unusable_name
-from watcher.statusdb import StatusDB, path_of
+from watcher.statusdb import StatusDB, Unreadable, path_of
 from watcher.tar import tar_version
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -154,13 +154,15 @@ class Report:
     counts: dict[str, int]
     documents: tuple[Document, ...]
     skipped: tuple[Skipped, ...]
+    unreadable: tuple[Unreadable, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object: counts, the run documents, and what is skipped."""
+        """Return the report as a JSON object: counts, the run documents, what is skipped, what is unreadable."""
         return {
             "counts": self.counts,
             "runs": list(self.documents),
             "skipped": [vars(one) for one in self.skipped],
+            "unreadable": [{"run": one.run_id, "reason": one.reason} for one in self.unreadable],
         }
 
     def show(self) -> None:
@@ -172,6 +174,9 @@ class Report:
         table = Table("run", "status", "worker", "failures", "since (UTC)", "note", box=None, pad_edge=False)
         for document in self.documents:
             table.add_row(*map(_cell, _row(document)))
+        for bad in self.unreadable:
+            note = f"its document: {bad.reason}; mend or delete it"
+            table.add_row(*map(_cell, (bad.run_id, "unreadable", "", "", "", note)))
         for one in self.skipped:
             table.add_row(*map(_cell, (Path(one.path).name, one.state, "", "", "", f"'{one.path}': {one.reason}")))
         if table.row_count:
@@ -187,7 +192,8 @@ def status(config: Config, everything: bool = False) -> Report:
     statusdb.verify()
     shown = [status for status in Status if everything or status is not Status.ENCRYPTED]
     documents = [document for status in shown for document in statusdb.with_status(status)]
-    return Report(statusdb.count_by_status(), tuple(documents), tuple(_skipped(config, statusdb)))
+    skipped = tuple(_skipped(config, statusdb))
+    return Report(statusdb.count_by_status(), tuple(documents), skipped, statusdb.unreadable())
 
 
 def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
@@ -220,8 +226,8 @@ def _row(document: Document) -> tuple[str, ...]:
     absence = "its directory is not on this host" if _is_elsewhere(document) else ""
     notes = (_progress(document) or _trouble(document), absence)
     return (
-        document["_id"], document["status"], document.get("worker_id", ""), str(document.get("failure_count", 0)),
-        document.get("updated_at", "")[:19], "; ".join(filter(None, notes)),
+        document["_id"], document["status"], document.get("worker_id") or "", str(document.get("failure_count", 0)),
+        (document.get("updated_at") or "")[:19], "; ".join(filter(None, notes)),
     )  # fmt: skip
 
 

@@ -28,6 +28,10 @@ MAX_DOUBLINGS = 60
 """Of a pause; more would leave the range of numbers, and people can write any `failure_count`."""
 
 
+MAX_INTEGER = 2**63 - 1
+"""No size and no count of ours is larger, and none is negative."""
+
+
 class Status(StrEnum):
     """What may happen to a run next."""
 
@@ -337,7 +341,7 @@ def noted(document: Document, error: WatcherError, now: datetime) -> Document:
 
 def _failures(document: Document) -> int:
     count = document.get("failure_count", 0)
-    return count if isinstance(count, int) else 0
+    return count if isinstance(count, int) and 0 <= count <= MAX_INTEGER else 0
 
 
 def _moved(document: Document, event: Event, now: datetime, failures: int = 0) -> Document:

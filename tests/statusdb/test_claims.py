@@ -35,7 +35,7 @@ from watcher.model import Archive, Claim, Document, Phase, Progress, Run, Status
 from watcher.statusdb import PAUSES_SECONDS, StatusDB, path_of
 from watcher.statusdb.store import DocumentStore
 
-ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3)
+ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, token="d" * 32)
 
 Operation = Callable[[StatusDB, Claim], Document]
 
@@ -206,7 +206,7 @@ def test_of_two_new_runs_with_one_name_the_first_is_registered_and_the_second_a_
 
 @pytest.mark.parametrize(
     "fields",
-    [{"status": None}, {"status": "archived"}, {"status": ["pending"]}, {"path": None}, {"path": 5}],
+    [{"status": None}, {"status": "archived"}, {"status": ["pending"]}, {"status": 5, "path": 5}],
     ids=str,
 )
 def test_a_document_that_is_no_runs_collides_and_stays(couch: CouchDatabase, fields: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ IMPATIENCE_SECONDS = 2.0
 HANGING = (Fault.HANG, Fault.HANG_AFTER)
 BROKEN = (Fault.RESET, Fault.RESET_AFTER, Fault.ERROR_500, Fault.ERROR_503, Fault.CUT_BODY, Fault.BROKEN_JSON)
 
-ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3)
+ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, token="d" * 32)
 
 LOCKED_OUT = "Account is temporarily locked due to multiple authentication failures"
 """What CouchDB 3.5 says to a right password too, after five wrong ones."""

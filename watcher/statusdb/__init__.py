@@ -1,6 +1,7 @@
 """Run documents and claims, written once, over a small document store.
 
-`StatusDB` is the state machine; `couchdb` and `sqlite` are the stores beneath it. Seconds of trouble
+`StatusDB` is the state machine; `couchdb` and `sqlite` are the stores beneath it. Each document comes in through
+`door`: one that is unreadable is set aside, and all others go on as if it were not there. Seconds of trouble
 are retried here; what lasts longer is raised as StatusDBUnavailable and waited for by the caller.
 """
 
@@ -18,9 +19,10 @@ from typing import TypeVar
 from watcher import model
 from watcher.errors import ClaimLost, StatusDBRefused, StatusDBUnavailable, UnknownRun, WatcherError
 from watcher.model import Archive, Claim, Document, Progress, Run, Status
-from watcher.statusdb.store import Changes, Conflict, DocumentStore, FeedLost
+from watcher.statusdb.door import Door
+from watcher.statusdb.store import Changes, Conflict, DocumentStore, FeedLost, Found, Undecodable, Unreadable
 
-__all__ = ["Changes", "FeedLost", "Registration", "StatusDB"]
+__all__ = ["Changes", "FeedLost", "Registration", "StatusDB", "Unreadable"]
 
 PAUSES_SECONDS = (0.1, 0.5, 2.0)
 """Between tries of one request: long enough for a server's restart behind a proxy, short for a lease."""
@@ -37,7 +39,8 @@ Change = Callable[[Document], Document]
 class Registration:
     """What `register` found: runs that are new, and those whose name another path has already.
 
-    A document that is no run's, or that the database will not take, collides like another run's.
+    A document that is no run's, or that the database will not take, collides like another run's. A run whose
+    document is unreadable is in none of these.
     """
 
     new: tuple[Run, ...]
@@ -63,6 +66,7 @@ class StatusDB:
         self._wait = wait
         self._now = now
         self._pauses = tuple(pauses_seconds)
+        self._door = Door()
 
     def register(self, runs: Iterable[Run]) -> Registration:
         """Make a pending document for each run that has none, a thousand in one request.
@@ -77,16 +81,19 @@ class StatusDB:
             if _is_text(str(run.path)):
                 wanted.setdefault(run.name, run)
         found, new = self._known_or_new(list(wanted.values()))
+        documents = {name: one for name, one in found.items() if not isinstance(one, Unreadable)}
         return Registration(
             new=tuple(wanted[name] for name in new),
-            known=tuple(document for document in found.values() if model.status_of(document)),
+            known=tuple(document for document in documents.values() if model.status_of(document)),
             collisions=tuple(
-                (run, found.get(run.name, {})) for run in seen.values() if not _is_of(found.get(run.name, {}), run)
+                (run, documents.get(run.name, {}))
+                for run in seen.values()
+                if not isinstance(found.get(run.name), Unreadable) and not _is_of(documents.get(run.name, {}), run)
             ),
         )
 
-    def _known_or_new(self, runs: Sequence[Run]) -> tuple[dict[str, Document], list[str]]:
-        found: dict[str, Document] = {}
+    def _known_or_new(self, runs: Sequence[Run]) -> tuple[dict[str, Found], list[str]]:
+        found: dict[str, Found] = {}
         new: list[str] = []
         for start in range(0, len(runs), BATCH):
             batch = runs[start : start + BATCH]
@@ -100,11 +107,11 @@ class StatusDB:
                 found |= self._read([document["_id"] for document in unknown if document["_id"] not in inserted])
         return found, new
 
-    def _read(self, names: Sequence[str]) -> dict[str, Document]:
+    def _read(self, names: Sequence[str]) -> dict[str, Found]:
         if not names:
             return {}
-        documents = self._patiently(lambda: self._store.get_many(names))
-        return {document["_id"]: document for document in documents}
+        found = map(self._door.admit, self._patiently(lambda: self._store.get_many(names)))
+        return {one.run_id if isinstance(one, Unreadable) else one["_id"]: one for one in found}
 
     def claimable(self, run: Run, stale_rev: str | None = None) -> Document | None:
         """Return the run's document if it may be claimed now, else None.
@@ -123,7 +130,9 @@ class StatusDB:
         token = secrets.token_hex(16)
         taken = self._patiently(partial(self._take, model.claimed(document, worker_id, token, self._now())))
         settled = self._settled(taken) if taken else None
-        return Claim(run, token, settled, document) if settled and model.is_held(settled, token) else None
+        if settled is None or isinstance(settled, Unreadable):
+            return None
+        return Claim(run, token, settled, document) if model.is_held(settled, token) else None
 
     def _may_claim(self, document: Document, run: Run, stale_rev: str | None) -> bool:
         if not _is_of(document, run):
@@ -159,13 +168,13 @@ class StatusDB:
         return None if found is None or "_conflicts" in found else found
 
     def _own(self, wanted: Document) -> Document | None:
-        found = self._store.get(wanted["_id"])
+        found = self._readable(wanted["_id"])
         return found if found is not None and model.is_held(found, wanted["claim"]["token"]) else None
 
-    def _settled(self, document: Document) -> Document:
+    def _settled(self, document: Document) -> Found:
         """Return the document without its conflicting revisions; if that cannot be had, as it is: it is ours."""
         try:
-            return self._patiently(partial(self._store.settle, document))
+            return self._door.admit(self._patiently(partial(self._store.settle, document)))
         except (Conflict, StatusDBUnavailable) as error:
             logger.warning("conflicting revisions may stay: %s", error, extra={"run": document["_id"]})
             return document
@@ -176,7 +185,7 @@ class StatusDB:
         Raises ClaimLost when the run is another's by now, StatusDBUnavailable when the database stayed
         away for longer than the pauses. Fields that others have changed meanwhile are kept.
         """
-        return self._patiently(_Saving(self._store, document, token, change))
+        return self._patiently(_Saving(self._store, self._look, document, token, change))
 
     def note(self, document: Document, error: WatcherError) -> None:
         """Show on a pending run why it is not begun; nothing is written if the reason is there already."""
@@ -198,6 +207,8 @@ class StatusDB:
         """
         written = self.save(document, token, lambda current: model.announced(current, archive, self._now()))
         settled = self._settled(written)
+        if isinstance(settled, Unreadable):
+            raise ClaimLost(f"{settled}: the claim is lost")
         if not model.is_held(settled, token):
             raise ClaimLost(_whose(settled["_id"], settled))
         return settled
@@ -224,19 +235,19 @@ class StatusDB:
 
     def record(self, document: Document, token: str, archive: Archive) -> Document:
         """Set the run `encrypted`."""
-        return self._settled(self.save(document, token, lambda now: model.recorded(now, archive, self._now())))
+        written = self.save(document, token, lambda now: model.recorded(now, archive, self._now()))
+        settled = self._settled(written)
+        return written if isinstance(settled, Unreadable) else settled
 
     def retry(self, run_id: str) -> Document:
         """Set a failed (or waiting) run to `pending` with no failures counted.
 
-        Raises UnknownRun when there is no such run, or its status does not allow it.
+        Raises UnknownRun when there is no such run, its document is unreadable, or its status does not allow it.
         """
         return self._patiently(lambda: self._retry(run_id))
 
     def _retry(self, run_id: str) -> Document:
-        document = self._store.get(run_id)
-        if document is None:
-            raise UnknownRun(f"run '{run_id}' is not in the status database; `dataflow_archive status` lists the runs")
+        document = self._demanded(run_id)
         try:
             changed = model.retried(document, self._now())
             return {**changed, "_rev": self._store.put(changed).rev}
@@ -248,27 +259,63 @@ class StatusDB:
             raise UnknownRun(f"run '{run_id}' has just changed; look at its status and try again") from error
 
     def get(self, run_id: str) -> Document | None:
-        """Return the run's document, or None."""
-        return self._patiently(lambda: self._store.get(run_id))
+        """Return the run's document; None if there is none that can be read."""
+        return self._patiently(lambda: self._readable(run_id))
+
+    def demand(self, run_id: str) -> Document:
+        """Return the run's document. Raises UnknownRun when there is none, or it is unreadable."""
+        return self._patiently(lambda: self._demanded(run_id))
+
+    def _demanded(self, run_id: str) -> Document:
+        found = self._look(run_id)
+        if found is None:
+            raise UnknownRun(
+                f"run '{run_id}' is not in the status database; `dataflow_archive status --all` lists the runs"
+            )
+        if isinstance(found, Unreadable):
+            raise UnknownRun(str(found))
+        return found
+
+    def _readable(self, run_id: str) -> Document | None:
+        found = self._look(run_id)
+        return None if isinstance(found, Unreadable) else found
+
+    def _look(self, run_id: str) -> Found | None:
+        """Ask for one document. A name that is no text has none: no store could be asked for it."""
+        found = self._store.get(run_id) if _is_text(run_id) else None
+        if found is None:
+            self._door.forget(run_id)
+            return None
+        return self._door.admit(found)
+
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """Return the documents that were found unreadable, as far as this process has asked for them."""
+        return self._door.set_aside()
+
+    @property
+    def is_unreadable_known(self) -> bool:
+        """Whether `unreadable` names all that were found: beyond some thousands, they are not remembered."""
+        return not self._door.is_full
 
     def known(self, runs: Sequence[Run]) -> dict[str, Document]:
         """Return the documents that have the names of these runs."""
-        found: dict[str, Document] = {}
+        found: dict[str, Found] = {}
         for start in range(0, len(runs), BATCH):
             found |= self._read([run.name for run in runs[start : start + BATCH]])
-        return {name: document for name, document in found.items() if model.status_of(document)}
+        return {name: one for name, one in found.items() if not isinstance(one, Unreadable) and model.status_of(one)}
 
     def pending(self) -> list[Document]:
         """Return the documents of the runs that wait, due or not."""
-        return self._patiently(lambda: self._store.with_status(Status.PENDING))
+        return self.with_status(Status.PENDING)
 
     def processing(self) -> list[Document]:
         """Return the documents of the runs that somebody holds, or held when he died."""
-        return self._patiently(lambda: self._store.with_status(Status.PROCESSING))
+        return self.with_status(Status.PROCESSING)
 
     def with_status(self, status: Status) -> list[Document]:
         """Return all documents of this status."""
-        return self._patiently(lambda: self._store.with_status(status))
+        found = self._door.readable(self._patiently(lambda: self._store.with_status(status)))
+        return [document for document in found if model.status_of(document) is status]
 
     def count_by_status(self) -> dict[str, int]:
         """Return how many runs have each status."""
@@ -280,7 +327,8 @@ class StatusDB:
 
     def changes(self, since: str | None, wait_seconds: float) -> Changes:
         """Return what changed since `since` (None: from now on), waiting up to `wait_seconds`."""
-        return self._store.changes(since, wait_seconds)
+        changes = self._store.changes(since, wait_seconds)
+        return Changes(tuple(self._door.readable((*changes.documents, *changes.unreadable))), changes.since)
 
     def prepare(self) -> None:
         """Create database and views where they are missing. Raises ConfigError or StatusDBRefused."""
@@ -303,7 +351,7 @@ class StatusDB:
         for pause in self._pauses:
             try:
                 return ask()
-            except StatusDBRefused:
+            except (StatusDBRefused, Undecodable):
                 raise
             except StatusDBUnavailable:
                 if self._wait(pause):
@@ -314,8 +362,16 @@ class StatusDB:
 class _Saving:
     """A holder's change on its way to the store. Called again, it goes on where the last call was cut off."""
 
-    def __init__(self, store: DocumentStore, document: Document, token: str, change: Change) -> None:
+    def __init__(
+        self,
+        store: DocumentStore,
+        look: Callable[[str], Found | None],
+        document: Document,
+        token: str,
+        change: Change,
+    ) -> None:
         self._store = store
+        self._look = look
         self._document = document
         self._token = token
         self._change = change
@@ -347,7 +403,9 @@ class _Saving:
         nodes confirmed it. Raises ClaimLost if it is not ours to change any more.
         """
         run_id = self._document["_id"]
-        found = self._store.get(run_id)
+        found = self._look(run_id)
+        if isinstance(found, Unreadable):
+            raise ClaimLost(f"{found}: the claim is lost") from None
         has_ended = found is not None and model.has_ended(found, self._token)
         if found is None or not (has_ended or model.is_held(found, self._token)):
             raise ClaimLost(_whose(run_id, found)) from None

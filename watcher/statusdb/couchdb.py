@@ -29,7 +29,16 @@ from requests.auth import HTTPBasicAuth
 from watcher import model
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable
 from watcher.model import Document, Status
-from watcher.statusdb.store import Changes, Conflict, FeedLost, Written
+from watcher.statusdb.store import (
+    Changes,
+    Conflict,
+    FeedLost,
+    Found,
+    Undecodable,
+    Unreadable,
+    Written,
+    why_undecodable,
+)
 
 BATCH = 1000
 """Ids or documents in one request."""
@@ -124,32 +133,56 @@ class CouchDBStore:
         version = _part(self._send(self._server().resource, "GET", "")[1], "version")
         return f"CouchDB {version} at '{self._login.url}', database '{self._login.database}'"
 
-    def get(self, run_id: str) -> Document | None:
+    def get(self, run_id: str) -> Found | None:
         """Return the document, or None. It has `_conflicts` where a cluster has other revisions beside this one."""
-        found: Document | None = self._ask("GET", _path(run_id), absent=None, conflicts="true")
+        try:
+            found: Document | None = self._ask("GET", _path(run_id), absent=None, conflicts="true")
+        except Undecodable as error:
+            return Unreadable(run_id, error.reason)
         if found is not None:
             _part(found, "_rev")
         return found
 
-    def get_many(self, run_ids: Sequence[str]) -> list[Document]:
+    def get_many(self, run_ids: Sequence[str]) -> list[Found]:
         """Return those of the documents that exist, a thousand a request."""
-        found: list[Document] = []
+        found: list[Found] = []
         for start in range(0, len(run_ids), BATCH):
-            keys = {"keys": list(run_ids[start : start + BATCH])}
-            rows = _part(self._ask("POST", "_all_docs", keys, include_docs="true"), "rows")
-            found += [row["doc"] for row in rows if row.get("doc")]
+            found += self._some(list(run_ids[start : start + BATCH]))
         return found
 
-    def with_status(self, status: Status) -> list[Document]:
+    def _some(self, run_ids: list[str]) -> list[Found]:
+        """Return those of the documents that exist. If the answer cannot be decoded, ask for each half of them."""
+        try:
+            rows = _part(self._ask("POST", "_all_docs", {"keys": run_ids}, include_docs="true"), "rows")
+        except Undecodable as error:
+            if len(run_ids) == 1:
+                return [Unreadable(run_ids[0], error.reason)]
+            half = len(run_ids) // 2
+            return self._some(run_ids[:half]) + self._some(run_ids[half:])
+        return [row["doc"] for row in rows if row.get("doc")]
+
+    def with_status(self, status: Status) -> list[Found]:
         """Return all documents of this status."""
-        view = f"_design/{DESIGN}/_view/{VIEW}"
-        rows = _part(self._ask("GET", view, key=json.dumps(status), include_docs="true", reduce="false"), "rows")
+        view, wanted = f"_design/{DESIGN}/_view/{VIEW}", {"key": json.dumps(status), "reduce": "false"}
+        try:
+            rows = _part(self._ask("GET", view, include_docs="true", **wanted), "rows")
+        except Undecodable:
+            names = [row["id"] for row in _part(self._ask("GET", view, **wanted), "rows")]
+            found = self.get_many(names)
+        else:
+            found = [row["doc"] for row in rows if row.get("doc")]
         # The view may trail the documents that come with it.
-        return [row["doc"] for row in rows if row.get("doc") and row["doc"].get("status") == status]
+        return [one for one in found if isinstance(one, Unreadable) or one.get("status") == status]
 
     def count_by_status(self) -> dict[str, int]:
         """Return how many documents have each status."""
-        rows = _part(self._ask("GET", f"_design/{DESIGN}/_view/{VIEW}", group="true"), "rows")
+        view = f"_design/{DESIGN}/_view/{VIEW}"
+        try:
+            rows = _part(self._ask("GET", view, group="true"), "rows")
+        except Undecodable:
+            # Another program's `status` is in the answer. Ours are asked for one by one.
+            asked = [_part(self._ask("GET", view, key=json.dumps(one), group="true"), "rows") for one in Status]
+            rows = [row for some in asked for row in some]
         # Other programs' documents may have a `status` that is no word.
         return {row["key"]: row["value"] for row in rows if isinstance(row["key"], str)}
 
@@ -207,12 +240,26 @@ class CouchDBStore:
         held = {"feed": "longpoll", "timeout": int(wait * 1000)} if wait > 0 else {}
         try:
             answer = self._ask("GET", "_changes", since=since, include_docs="true", limit=CHANGES_LIMIT, **held)
+        except Undecodable:
+            return self._changes_one_by_one(since)
         except _BadRequest as error:
             raise FeedLost(f"the server refuses to go on from '{since}': {error}") from error
         except _TimedOut:
             return Changes((), since)  # some servers and proxies hold the request for longer than asked
         documents = tuple(row["doc"] for row in _part(answer, "results") if row.get("doc"))
         return Changes(documents, str(_part(answer, "last_seq")))
+
+    def _changes_one_by_one(self, since: str) -> Changes:
+        """Return the changes with the documents as they are now, and those set aside that cannot be decoded."""
+        answer = self._ask("GET", "_changes", since=since, limit=CHANGES_LIMIT)
+        rows = _part(answer, "results")
+        gone = [{"_id": row["id"], "_deleted": True} for row in rows if row.get("deleted")]
+        found = self.get_many([row["id"] for row in rows if not row.get("deleted")])
+        return Changes(
+            (*gone, *(one for one in found if not isinstance(one, Unreadable))),
+            str(_part(answer, "last_seq")),
+            tuple(one for one in found if isinstance(one, Unreadable)),
+        )
 
     def _now(self) -> str:
         return str(_part(self._ask("GET", "_changes", since="now", limit=1), "last_seq"))
@@ -247,10 +294,13 @@ class CouchDBStore:
             content = b"".join(self._pieces(response))
             try:
                 return response.status_code, json.loads(content)
-            except ValueError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise StatusDBUnavailable(
                     f"'{self._login.url}' answers {method} '{path}' with {response.status_code} and no JSON"
                 ) from error
+            except (ValueError, RecursionError) as error:
+                what = f"'{self._login.url}' answers {method} '{path}' with what cannot be decoded"
+                raise Undecodable(what, why_undecodable(error)) from error
 
     def _pieces(self, response: requests.Response) -> Iterator[bytes]:
         limit = self._clock() + ANSWER_TIMEOUTS * self._timeout

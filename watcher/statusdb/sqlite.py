@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from watcher import model
 from watcher.errors import ConfigError, StatusDBUnavailable
 from watcher.model import Document, Status
-from watcher.statusdb.store import Changes, Conflict, FeedLost, Written
+from watcher.statusdb.store import Changes, Conflict, FeedLost, Found, Unreadable, Written, why_undecodable
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process's write; each takes milliseconds."""
@@ -28,6 +29,9 @@ CHANGES_LIMIT = 1000
 PREPARE_TRIES = 40
 """Made LOOK_SECONDS apart when another process makes the file at the same moment: SQLite does not wait by itself
 where the journal's mode is set."""
+
+_ROW = "cast(id as blob), cast(body as blob), case typeof(rev) when 'integer' then rev end"
+"""What `_found` takes. A column may hold any type, and a text that is not UTF-8 would fail the whole query."""
 
 _SCHEMA = """
 create table if not exists documents (
@@ -130,38 +134,44 @@ class SQLiteStore:
         """Return the file and SQLite's version."""
         return f"SQLite {sqlite3.sqlite_version} in '{self._path}'"
 
-    def get(self, run_id: str) -> Document | None:
+    def get(self, run_id: str) -> Found | None:
         """Return the document, or None."""
         found = self.get_many([run_id])
         return found[0] if found else None
 
-    def get_many(self, run_ids: Sequence[str]) -> list[Document]:
+    def get_many(self, run_ids: Sequence[str]) -> list[Found]:
         """Return those of the documents that exist."""
         with self._connection() as connection:
             wanted = "select value from json_each(?)"
             rows = connection.execute(
-                f"select body, rev from documents where id in ({wanted})",  # noqa: S608  # nothing of it is given
+                f"select {_ROW} from documents where id in ({wanted})",  # noqa: S608  # nothing of it is given
                 (json.dumps(list(run_ids)),),
             )
-            return [_document(*row) for row in rows]
+            return [_found(*row) for row in rows]
 
-    def with_status(self, status: Status) -> list[Document]:
+    def with_status(self, status: Status) -> list[Found]:
         """Return all documents of this status."""
         with self._connection() as connection:
-            rows = connection.execute("select body, rev from documents where status = ? order by seq", (status,))
-            return [_document(*row) for row in rows]
+            rows = connection.execute(
+                f"select {_ROW} from documents where status = ? order by seq",  # noqa: S608  # nothing of it is given
+                (status,),
+            )
+            return [_found(*row) for row in rows]
 
     def count_by_status(self) -> dict[str, int]:
         """Return how many documents have each status."""
         with self._connection() as connection:
-            return dict(
-                connection.execute("select status, count(*) from documents where status not null group by status")
+            rows = connection.execute(
+                "select cast(status as blob), count(*) from documents where status not null group by status"
             )
+            return {status.decode(errors="backslashreplace"): count for status, count in rows}
 
     def put(self, document: Document) -> Written:
         """Write a document over the revision that it names. Raises Conflict."""
         with self._transaction() as connection:
-            current = connection.execute("select rev from documents where id = ?", (document["_id"],)).fetchone()
+            current = connection.execute(
+                "select case typeof(rev) when 'integer' then rev end from documents where id = ?", (document["_id"],)
+            ).fetchone()
             if (str(current[0]) if current else None) != document.get("_rev"):
                 raise Conflict(f"run '{document['_id']}' has another revision")
             return Written(_write(connection, document, current[0] + 1 if current else 1))
@@ -193,7 +203,11 @@ class SQLiteStore:
         while not (found := self._after(place)) and waited < wait_seconds and not self._wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
         last = replace(place, seq=found[-1][0]) if found else place
-        return Changes(tuple(document for _, document in found), str(last))
+        return Changes(
+            tuple(document for _, document in found if not isinstance(document, Unreadable)),
+            str(last),
+            tuple(document for _, document in found if isinstance(document, Unreadable)),
+        )
 
     def close(self) -> None:
         """Close all connections, each when what it is doing has ended."""
@@ -207,15 +221,16 @@ class SQLiteStore:
             row = connection.execute("select seq from sqlite_sequence where name = 'documents'").fetchone()
             return _Place(int(row[0]) if row else 0, _deletions(connection))
 
-    def _after(self, place: _Place) -> list[tuple[int, Document]]:
+    def _after(self, place: _Place) -> list[tuple[int, Found]]:
         """Return what was written after the place. Raises FeedLost if documents were deleted since."""
         with self._connection() as connection:
             if _deletions(connection) != place.deletions:
                 raise FeedLost(f"documents were deleted from '{self._path}' by hand: all are looked at anew")
             rows = connection.execute(
-                "select seq, body, rev from documents where seq > ? order by seq limit ?", (place.seq, CHANGES_LIMIT)
+                f"select seq, {_ROW} from documents where seq > ? order by seq limit ?",  # noqa: S608  # as above
+                (place.seq, CHANGES_LIMIT),
             )
-            return [(row[0], _document(row[1], row[2])) for row in rows]
+            return [(seq, _found(*row)) for seq, *row in rows]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -308,8 +323,21 @@ def _primary(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def _document(body: str, rev: int) -> Document:
-    document: Document = json.loads(body)
+def _found(run_id: bytes, body: bytes, rev: int | None) -> Found:
+    """Return a row's document, or why there is none in it. `rev` is None for one that is no integer."""
+    name = run_id.decode(errors="backslashreplace")
+    try:
+        document = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        return Unreadable(name, why_undecodable(error))
+    if not isinstance(document, dict):
+        return Unreadable(name, "it is not a JSON object")
+    if model.status_of(document) is None:
+        document["_id"] = name  # another program's, which need not repeat it
+    if document.get("_id") != name:
+        return Unreadable(name, "its _id is not the id of its row")
+    if rev is None:
+        return Unreadable(name, "the rev of its row is not an integer")
     return {**document, "_rev": str(rev)}
 
 

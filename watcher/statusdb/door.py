@@ -1,0 +1,252 @@
+"""The one door through which documents come in: each is checked here, or set aside.
+
+Anybody who may write to the database can write anything. What has passed this door has the fields that we know in
+the type and the form in which we write them ourselves; a field that is absent, or null where that is harmless, is
+one of an earlier version or of another program. Fields that we do not know are kept, and never read.
+
+A document that has none of our four words as its `status` is no run's. It passes unchecked, and nothing of it is
+used but its `_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from watcher import model
+from watcher.model import Document
+from watcher.statusdb.store import Found, Unreadable
+
+MAX_DEPTH = 100
+"""Objects and arrays within each other. Python's JSON modules fail at some hundreds, sooner when called deep down."""
+
+MAX_RUN_NAME_BYTES = 247
+"""As in `archive`: what a file name leaves beside `.tar.gpg`."""
+
+MAX_REMEMBERED = 10_000
+"""Unreadable documents. Those beyond it are set aside as well, but neither named nor shown."""
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())  # `status` shows them in its table: Python's last resort would tell them twice
+
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+
+Check = Callable[[Any], bool]
+
+
+def checked(found: Found) -> Found:
+    """Return the document if it is a run's in our form, or no run's; else why it is unreadable."""
+    if isinstance(found, Unreadable):
+        return found
+    name = found.get("_id")
+    if not isinstance(name, str):
+        return Unreadable("", "it has no _id that is a text")
+    if found.get("_deleted") or model.status_of(found) is None:
+        return found
+    reason = _unwritable(found) or _misnamed(name) or _misplaced(found.get("path"), name) or _malformed(found, name)
+    return Unreadable(_text(name), reason) if reason else found
+
+
+def _unwritable(document: Document) -> str:
+    """Say why the document could not be written back as it is."""
+    try:
+        written = _written(document)
+        written.encode()
+    except RecursionError:
+        return "it is nested too deeply"
+    except UnicodeEncodeError:
+        return "a text in it is not valid Unicode"
+    except ValueError:
+        return "a number in it is not finite"
+    # Brackets in texts count too: only a suspicion is looked into.
+    is_flat = written.count("[") + written.count("{") <= MAX_DEPTH
+    return "" if is_flat or _depth(document) <= MAX_DEPTH else "it is nested too deeply"
+
+
+def _depth(document: Document) -> int:
+    depth = 0
+    level: list[Any] = [document]
+    while level:
+        depth += 1
+        level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, dict | list)]
+    return depth
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _misnamed(name: str) -> str:
+    is_usable = name not in ("", ".", "..") and not name.startswith("_") and "/" not in name and "\0" not in name
+    return "" if is_usable and len(name.encode()) <= MAX_RUN_NAME_BYTES else "_id is not the name of a run"
+
+
+def _misplaced(path: Any, name: str) -> str:
+    if path is None:
+        return "path is missing"
+    if not isinstance(path, str):
+        return f"path is {_kind(path)}"
+    # A Path for each document would take as long as all other checks.
+    if not path.startswith("/") or any(part in path for part in ("\0", "//", "/./")):
+        return "path is not an absolute path as we write it"
+    above, _, last = path.rpartition("/")
+    return "" if last == name and not above.endswith("/..") else "path does not end in _id"
+
+
+def _malformed(document: Document, name: str) -> str:
+    if not isinstance(document.get("_rev"), str):
+        return "it has no _rev that is a text"
+    reason = _wrong(document, _DOCUMENT, "", may_be_null=True)
+    claim, archive = document.get("claim"), document.get("archive")
+    if not reason and claim is not None:
+        reason = _wrong(claim, _CLAIM, "claim.")
+    if not reason and archive is not None:
+        reason = _wrong(archive, _ARCHIVE, "archive.") or _foreign(archive, name)
+    return reason
+
+
+def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check], within: str, may_be_null: bool = False) -> str:
+    for field, value in fields.items():
+        is_right = checks.get(field)
+        if is_right and not is_right(value) and not (may_be_null and value is None):
+            return f"{within}{field} is {_kind(value)}"
+    return ""
+
+
+def _foreign(archive: Mapping[str, Any], name: str) -> str:
+    """Say which part of an archive is not named as we name it: these become parts of paths."""
+    for field, suffix in (("file", ".tar.gpg"), ("key_file", ".key.gpg")):
+        if archive.get(field, name + suffix) != name + suffix:
+            return f"archive.{field} is not <_id>{suffix}"
+    if "token" in archive and not _TOKEN.fullmatch(archive["token"]):
+        return "archive.token is not 32 hexadecimal digits"
+    return ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= model.MAX_INTEGER
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_DOCUMENT: Mapping[str, Check] = {
+    "worker_id": _is_text,
+    "created_at": _is_text,
+    "updated_at": _is_text,
+    "not_before": _is_text,
+    "unsettled_since": _is_text,
+    "changed_since": _is_text,
+    "last_claim": _is_text,
+    "last_error": _is_object,
+    "claim": _is_object,
+    "archive": _is_object,
+}
+"""`failure_count` is not among them: what is no count of ours begins at zero."""
+
+_CLAIM: Mapping[str, Check] = {
+    "token": _is_text,
+    "phase": _is_text,
+    "bytes_done": _is_number,
+    "bytes_total": _is_number,
+}
+
+_ARCHIVE: Mapping[str, Check] = {
+    "file": _is_text,
+    "size": _is_number,
+    "sha256": _is_text,
+    "tar_sha256": _is_text,
+    "tar_size": _is_number,
+    "key_file": _is_text,
+    "key_sha256": _is_text,
+    "recipient": _is_text,
+    "members": _is_number,
+    "warnings": _is_texts,
+    "token": _is_text,
+    "sentinel": _is_text,
+    "listing": _is_text,
+    "top": _is_text,
+    "excluded": _is_number,
+}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a number that is negative or too large" if not _is_number(value) else "a number"
+    kinds: tuple[tuple[type, str], ...] = (
+        (float, "a number"),
+        (str, "a text"),
+        (list, "an array"),
+        (dict, "an object"),
+    )
+    return next((words for kind, words in kinds if isinstance(value, kind)), "null")
+
+
+def _text(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+class Door:
+    """Checks what a store gives, and remembers what it has set aside. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._set_aside: dict[str, Unreadable] = {}
+        self._lock = threading.Lock()
+        self._is_full = False
+
+    def admit(self, found: Found) -> Found:
+        """Return the document, or why it is unreadable; that is logged when it is news."""
+        one = checked(found)
+        if isinstance(one, Unreadable):
+            self._remember(one)
+        else:
+            self.forget(one["_id"])
+        return one
+
+    def readable(self, found: Iterable[Found]) -> list[Document]:
+        """Return those of the documents that are readable."""
+        return [one for one in map(self.admit, found) if not isinstance(one, Unreadable)]
+
+    def forget(self, run_id: str) -> None:
+        """Note that a document is readable, or gone."""
+        if run_id in self._set_aside:  # asked without the lock: nearly always there is nothing to forget
+            with self._lock:
+                self._set_aside.pop(run_id, None)
+
+    def set_aside(self) -> tuple[Unreadable, ...]:
+        """Return what is unreadable, as far as it is known."""
+        with self._lock:
+            return tuple(self._set_aside.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more documents are unreadable, or were, than are remembered."""
+        return self._is_full
+
+    def _remember(self, one: Unreadable) -> None:
+        with self._lock:
+            if self._set_aside.get(one.run_id) == one:
+                return
+            if len(self._set_aside) >= MAX_REMEMBERED and one.run_id not in self._set_aside:
+                was_full, self._is_full = self._is_full, True
+                if not was_full:
+                    logger.warning("more than %d documents are unreadable: the others are not named", MAX_REMEMBERED)
+                return
+            self._set_aside[one.run_id] = one
+        logger.warning("%s", one, extra={"run": one.run_id})
