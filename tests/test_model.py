@@ -44,6 +44,7 @@ LEADS_TO: Mapping[tuple[Event, Status | None], tuple[Status, Status]] = {
     (Event.RECORD, Status.PROCESSING): (Status.ENCRYPTED, Status.ENCRYPTED),
     (Event.RETRY, Status.FAILED): (Status.PENDING, Status.PENDING),
     (Event.RETRY, Status.PENDING): (Status.PENDING, Status.PENDING),
+    (Event.RETRY, Status.ENCRYPTED): (Status.PENDING, Status.PENDING),
 }
 """Written down a second time, on purpose: before and at the third failure."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -111,6 +112,9 @@ FIELDS = (
     "path", "worker_id", "failure_count", "created_at", "updated_at", "claim", "archive", "not_before", "last_error",
     "last_claim", "unsettled_since", "comment", "_rev", "_deleted", "_id",
 )  # fmt: skip
+REVISIONS = itertools.count(1_000_000)
+"""No holder's own: a document that is replaced has another revision."""
+
 STATUSES = ("pending", "processing", "encrypted", "failed")
 
 
@@ -143,8 +147,8 @@ def insert(database: Path, documents: list[Document]) -> dict[str, str]:
             for mark, forged in MARKS.items():
                 body = body.replace(f'"{mark}"', forged)
             connection.execute(
-                "insert or replace into documents (id, rev, status, body) values (?, 1, ?, ?)",
-                (name, document["status"], body),
+                "insert or replace into documents (id, rev, status, body) values (?, ?, ?, ?)",
+                (name, next(REVISIONS), document["status"], body),
             )
             bodies[name] = body
     connection.close()

@@ -102,6 +102,7 @@ def service(config: Config, metrics: Metrics) -> Service:
             stall_limit=config.stall_limit,
             lease_seconds=config.lease_seconds,
             jobs=config.max_concurrent_jobs,
+            rules=_rules(config),
         ),
         database,
         place,
@@ -122,10 +123,14 @@ def _worker_settings(config: Config) -> worker.Settings:
         worker_id=config.worker_id,
         receiver=config.gpg_receiver,
         gnupg_home=config.gnupg_home,
-        rules=Rules(config.tar_exclusions, config.tolerated_changes, config.transfer_names),
+        rules=_rules(config),
         policy=Policy(config.sentinel_policy),
         minimum_free_space=config.minimum_free_space,
         retry_delay=config.retry_delay,
         settle_limit=config.settle_limit,
         quiet_period=config.quiet_period,
     )
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(config.tar_exclusions, config.tolerated_changes, config.transfer_names)

@@ -140,7 +140,7 @@ def _check_inotify(config: Config) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A run directory that is not archived as it stands: held, unusable, or in a collision."""
+    """A run directory that is not archived as it stands: held, unusable, in a collision, or changed since."""
 
     path: str
     state: str
@@ -212,6 +212,9 @@ def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
         document = known.get(run.name)
         if document is not None and document.get("path") != str(run.path):
             yield Skipped(printable(str(run.path)), "collision", collision(run, document))
+        elif document is not None and document.get("changed_since"):
+            words = f"it is not what was archived any more, seen at {document['changed_since']}; keep it"
+            yield Skipped(printable(str(run.path)), "changed", words)
 
 
 def _sightings(config: Config) -> Iterator[Sighting]:

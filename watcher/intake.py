@@ -20,6 +20,7 @@ from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.sentinels import Sighting, State, unusable_name
+from watcher.source import Rules, has_same_top
 from watcher.statusdb import Changes, FeedLost, StatusDB, path_of
 
 BATCH = 1000
@@ -66,11 +67,14 @@ class Intake:
         offer: Callable[[Document], None],
         handled: Callable[[Path], None],
         metrics: Metrics,
+        rules: Rules | None = None,
     ) -> None:
         self._statusdb = statusdb
+        self._rules = rules or Rules()
         self._offer = offer
         self._handled = handled
         self._metrics = metrics
+        self._versions: dict[str, int] = {}  # of those: hashes of what they were like when they were last looked up
         self._known: dict[str, str] = {}  # names and paths of runs that are, or were, here and in the database
         self._doubtful: set[str] = set()  # of those: may have been deleted since they were told of; a rescan asks
         self._forgotten = 0
@@ -117,13 +121,13 @@ class Intake:
         `go_on` is called after each sighting, and may raise to end it. Raises StatusDBUnavailable; then all of it may
         be done again.
         """
-        seen, ready = 0, list[Run]()
+        seen, ready = 0, list[Sighting]()
         asked: deque[Future[None]] = deque()
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, "register") as beside:
             for sighting in sightings:
                 seen += 1
                 if self._is_news(sighting, noticed) and self._is_acceptable(sighting):
-                    ready.append(sighting.run)
+                    ready.append(sighting)
                 if len(ready) == BATCH:
                     if len(asked) == REQUESTS_AT_ONCE:
                         asked.popleft().result()
@@ -139,6 +143,7 @@ class Intake:
         # A rescan sees all runs there are; those that are known come out of the database if they are pending.
         name, path = sighting.run.name, str(sighting.run.path)
         is_known = sighting.state is State.READY and self._known.get(name) == path and name not in self._doubtful
+        is_known &= self._versions.get(name) == hash(sighting.version)
         return noticed is not Noticed.RESCAN or not is_known
 
     def lapsed(self, sighting: Sighting) -> None:
@@ -174,6 +179,7 @@ class Intake:
         with self._lock:
             self._forgotten += 1
             self._known.pop(name, None)
+            self._versions.pop(name, None)
             self._doubtful.discard(name)
 
     def forget_all(self) -> None:
@@ -181,9 +187,11 @@ class Intake:
         with self._lock:
             self._forgotten += 1
             self._known.clear()
+            self._versions.clear()
             self._doubtful.clear()
 
-    def _register(self, runs: list[Run], noticed: Noticed) -> None:
+    def _register(self, sightings: list[Sighting], noticed: Noticed) -> None:
+        runs = [sighting.run for sighting in sightings]
         names, paths = {run.name for run in runs}, {str(run.path) for run in runs}
         forgotten = self._forgotten
         self._asking |= names  # so that what the database tells of our own writes is not news
@@ -192,6 +200,8 @@ class Intake:
             with self._lock:
                 known = {document["_id"]: str(path_of(document)) for document in registration.known}
                 self._known |= {name: path for name, path in known.items() if path in paths}
+                versions = {sighting.run.name: hash(sighting.version) for sighting in sightings}
+                self._versions |= {name: versions[name] for name in known if name in versions}
                 if self._forgotten == forgotten:
                     self._doubtful -= names
                 else:
@@ -208,10 +218,37 @@ class Intake:
             else:
                 self._told.pop(run.path, None)
             self._handled(run.path)
+        documents = {document["_id"]: document for document in registration.known}
+        for sighting in sightings:
+            self._compare(sighting, documents.get(sighting.run.name))
         # Offered last: if a run turns out not to be ready any more, it is watched again, and stays so.
         for document in registration.known:
             if model.status_of(document) is Status.PENDING:
                 self._offer(document)
+
+    def _compare(self, sighting: Sighting, document: Document | None) -> None:
+        """Say in the log and in the document if an archived run is not what was archived any more."""
+        if document is None or model.status_of(document) is not Status.ENCRYPTED or sighting.version is None:
+            return
+        run, archive = sighting.run, document.get("archive") or {}
+        was = archive.get("sentinel")
+        if was and was != sighting.version.sentinel:
+            change = "its sentinel was written again"
+        elif self._has_same_top(run, sighting.version.top_ns, archive.get("top") or ""):
+            return
+        else:
+            change = "an entry of its top directory has come or gone"
+        self._statusdb.mark_changed(document)
+        logger.warning(
+            "'%s' is not what was archived any more: %s; keep it, and see `changed` in the README", run.path, change,
+            extra={"run": run.name},
+        )  # fmt: skip
+
+    def _has_same_top(self, run: Run, changed_ns: int, archived: str) -> bool:
+        try:
+            return has_same_top(run.path, changed_ns, archived, self._rules)
+        except OSError:
+            return True  # the run is gone, or cannot be looked at: the next rescan sees
 
     def _is_acceptable(self, sighting: Sighting) -> bool:
         reason, level = sighting.reason, logging.ERROR

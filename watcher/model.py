@@ -70,9 +70,16 @@ TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
     Event.RELEASE: {Status.PROCESSING: (Status.PENDING,)},
     Event.FAIL: {Status.PROCESSING: (Status.PENDING, Status.FAILED)},
     Event.RECORD: {Status.PROCESSING: (Status.ENCRYPTED,)},
-    Event.RETRY: {Status.FAILED: (Status.PENDING,), Status.PENDING: (Status.PENDING,)},
+    Event.RETRY: {
+        Status.FAILED: (Status.PENDING,),
+        Status.PENDING: (Status.PENDING,),
+        Status.ENCRYPTED: (Status.PENDING,),
+    },
 }
 """For each event: the statuses it may meet, and those it may lead to."""
+
+
+_OF_ARCHIVED = ("archive", "changed_since")
 
 
 class IllegalTransition(WatcherError):
@@ -327,11 +334,21 @@ def recorded(document: Document, archive: Archive, now: datetime) -> Document:
 
 
 def retried(document: Document, now: datetime) -> Document:
-    """Return the document of a run that an operator wants tried again, its count of failures at zero."""
-    changed = _moved(document, Event.RETRY, now)
-    for trace in ("not_before", "unsettled_since"):
-        changed.pop(trace, None)
+    """Return the document of a run that an operator wants tried again, its count of failures at zero.
+
+    Raises IllegalTransition for an encrypted run whose source is what was archived. What was archived of one that
+    has changed is forgotten: its files are people's to move away.
+    """
+    if status_of(document) is Status.ENCRYPTED and not document.get("changed_since"):
+        raise IllegalTransition("a run that is 'encrypted', and has not changed since, is not tried again")
+    traces = ("not_before", "unsettled_since", *(_OF_ARCHIVED if document.get("changed_since") else ()))
+    changed = {key: value for key, value in _moved(document, Event.RETRY, now).items() if key not in traces}
     return {**changed, "failure_count": 0}
+
+
+def changed_since(document: Document, now: datetime) -> Document:
+    """Return the document of an archived run whose source has been found to have changed since."""
+    return {**document, "changed_since": timestamp(now), "updated_at": timestamp(now)}
 
 
 def noted(document: Document, error: WatcherError, now: datetime) -> Document:

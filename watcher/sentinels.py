@@ -7,9 +7,10 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from watcher.model import Run
 
@@ -49,11 +50,19 @@ class State(StrEnum):
     UNUSABLE = "unusable"
 
 
+class Version(NamedTuple):
+    """The version of a sentinel, and when its run's top directory last changed, in nanoseconds since the epoch."""
+
+    sentinel: str
+    top_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so.
 
     `is_denied`: this user may not look; the run is unusable, or unsettled while it was changed just now.
+    `version` is of a ready run: what tells it from the run that was archived.
     `is_whole`: the sentinel holds a whole line, so that its writer has no more to write.
     """
 
@@ -62,6 +71,7 @@ class Sighting:
     reason: str = ""
     is_denied: bool = False
     is_whole: bool = False
+    version: Version | None = None
 
 
 def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
@@ -90,18 +100,25 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
             return _linked(run, policy)
         if not stat.S_ISREG(status.st_mode):
             return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
-        version = hash((sentinel, status.st_ino, status.st_ctime_ns))
-        if policy is Policy.PRESENCE or version in seen:
-            return Sighting(run, State.READY)
-        moment = now()
-        sighting = _by_content(run, sentinel, moment, now)
-        if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
-            seen.add(version)
-        return sighting
+        mark = hash((sentinel, status.st_ino, status.st_ctime_ns))
+        moment, sighting = now(), Sighting(run, State.READY)
+        if policy is Policy.EXIT_CODE and mark not in seen:
+            sighting = _by_content(run, sentinel, moment, now)
+            if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
+                seen.add(mark)
+        return replace(sighting, version=_version(run, status)) if sighting.state is State.READY else sighting
     except OSError as error:
         if error.errno in NOT_THERE:
             return Sighting(run, State.ABSENT)
         return _unreadable(run, error, now())
+
+
+def _version(run: Run, sentinel: os.stat_result) -> Version:
+    return Version(_moments(sentinel), os.lstat(run.path).st_mtime_ns)
+
+
+def _moments(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 def _unreadable(run: Run, error: OSError, now: float) -> Sighting:
@@ -161,12 +178,7 @@ def version(path: Path) -> str | None:
         status = os.lstat(f"{path}/{SENTINEL}")
     except OSError:
         return "" if os.path.isdir(path) else None  # noqa: PTH112  # as in `inspect`
-    return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
-
-
-def top_version(status: os.stat_result) -> str:
-    """Return what changes when an entry of a directory comes or goes, given the directory's status."""
-    return str(status.st_mtime_ns)
+    return _moments(status)
 
 
 def unusable_name(name: str, max_bytes: int) -> str | None:

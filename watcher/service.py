@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -34,6 +34,7 @@ from watcher.model import Document, Run, Status
 from watcher.mounts import Places
 from watcher.notifier import Notifier
 from watcher.observer import Observer
+from watcher.source import Rules
 from watcher.statusdb import StatusDB, path_of
 from watcher.worker import Outcome, Worker, growing_pauses
 
@@ -63,6 +64,7 @@ class Settings:
     stall_limit: float
     lease_seconds: float
     jobs: int
+    rules: Rules = field(default_factory=Rules)
 
 
 class Service:
@@ -94,7 +96,7 @@ class Service:
         self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._dispatcher = Dispatcher(self._work, settings.jobs)
         self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
-        self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics)
+        self._intake = Intake(statusdb, self._offer, self._observer.handled, metrics, settings.rules)
         self._feed = Feed(statusdb, self._changed, self._missed, self._intake.forget_all)
         self._sweeper = Sweeper(statusdb, shelf)
         self._stale = StaleClaims(settings.lease_seconds)

@@ -30,7 +30,7 @@ from wcmatch import fnmatch as wildcards
 from watcher.errors import Incomplete, RunFailed, RunNotSettled, TarFailed
 from watcher.members import Kind
 from watcher.model import Run
-from watcher.sentinels import SENTINEL, top_version, version
+from watcher.sentinels import SENTINEL, version
 
 MEMBER_BYTES = 2048
 """What tar adds to a member in its posix format: a header, an extended header with its data, padding."""
@@ -150,8 +150,8 @@ class Source:
         return version(Path(self.directory)) or ""
 
     def top(self) -> str:
-        """Return the version of the held directory itself: it is another one when an entry has come or gone."""
-        return top_version(os.fstat(self._descriptor))
+        """Return the version of the top directory: when it last changed, and a digest of the names that count in it."""
+        return f"{os.fstat(self._descriptor).st_mtime_ns}-{_names(self.directory, self.rules)}"
 
     def is_in_place(self) -> bool:
         """Say whether the run's path still leads to the held directory."""
@@ -316,6 +316,21 @@ def hold(run: Run, rules: Rules) -> Iterator[Source]:
         yield Source(run, descriptor, rules)
     finally:
         os.close(descriptor)
+
+
+def has_same_top(path: Path, changed_ns: int, archived: str, rules: Rules) -> bool:
+    """Say whether a top directory that last changed at `changed_ns` is still of the version that was archived.
+
+    A log that a transfer leaves at its end changes the directory, and no name that counts. Raises OSError.
+    """
+    moment, _, names = archived.partition("-")
+    return not archived or moment == str(changed_ns) or names == _names(str(path), rules)
+
+
+def _names(directory: str, rules: Rules) -> str:
+    names = (name for name in os.listdir(directory) if not rules.tolerates(name))
+    counted = sorted(path for path in (os.fsencode(f"./{name}") for name in names) if not rules.excludes(path))
+    return blake2b(b"\0".join(counted), digest_size=8).hexdigest()
 
 
 class Stillness:

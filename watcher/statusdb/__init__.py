@@ -196,6 +196,14 @@ class StatusDB:
             except Conflict:
                 return  # somebody has taken it: no reason to wait any more
 
+    def mark_changed(self, document: Document) -> None:
+        """Write down that the source of an encrypted run is not what was archived any more; once."""
+        if not document.get("changed_since"):
+            try:
+                self._patiently(lambda: self._store.put(model.changed_since(document, self._now())))
+            except Conflict:
+                return  # somebody else has written it, or works on the run: the next look tells
+
     def renew(self, document: Document, token: str, progress: Progress) -> Document:
         """Show that the holder of `token` lives, and how far it is."""
         return self.save(document, token, lambda current: model.renewed(current, progress, self._now()))
@@ -253,7 +261,8 @@ class StatusDB:
             return {**changed, "_rev": self._store.put(changed).rev}
         except model.IllegalTransition as error:
             raise UnknownRun(
-                f"run '{run_id}' is '{document.get('status')}': only a failed run can be retried"
+                f"run '{run_id}' is '{document.get('status')}': only a failed run, or an encrypted one "
+                "that has changed since, can be retried"
             ) from error
         except Conflict as error:
             raise UnknownRun(f"run '{run_id}' has just changed; look at its status and try again") from error
