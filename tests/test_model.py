@@ -90,12 +90,21 @@ def test_the_table_has_these_transitions_and_no_others(event: Event, status: Sta
 
 @pytest.mark.parametrize(("event", "status"), [pair for pair in EVERY if pair[1] and pair[0] in CHANGES], ids=ids)
 def test_a_document_changes_as_the_table_says_or_not_at_all(event: Event, status: Status) -> None:
-    document = document_of(status)
+    document = document_of(status, **({"changed_since": model.timestamp(NOW)} if event is Event.RETRY else {}))
     if (event, status) in LEADS_TO:
         assert CHANGES[event](document)["status"] == LEADS_TO[event, status][0]
     else:
         with pytest.raises(IllegalTransition):
             CHANGES[event](document)
+
+
+def test_an_encrypted_run_is_tried_again_only_if_it_has_changed_and_its_archive_is_forgotten() -> None:
+    encrypted = document_of(Status.ENCRYPTED)
+    with pytest.raises(IllegalTransition, match="'encrypted', and has not changed since"):
+        model.retried(encrypted, NOW)
+    again = model.retried(model.changed_since(encrypted, NOW), NOW)
+    assert again["status"] == Status.PENDING
+    assert not {"archive", "changed_since"} & set(again)
 
 
 @pytest.mark.parametrize("event", CHANGES, ids=ids)

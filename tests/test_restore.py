@@ -475,7 +475,7 @@ def test_however_deep_a_refused_archive_is_nothing_is_left(forgery: Forgery) -> 
 def test_a_child_whose_exit_status_is_not_to_be_had_is_no_success(vault: Vault) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with pytest.raises(RestoreFailed, match="exit status is not to be had"):
+        with pytest.raises(RestoreFailed, match="its exit status would be lost"):
             vault.restore()
     finally:
         signal.signal(signal.SIGCHLD, before)

@@ -228,16 +228,19 @@ class Intake:
 
     def _compare(self, sighting: Sighting, document: Document | None) -> None:
         """Say in the log and in the document if an archived run is not what was archived any more."""
-        if document is None or model.status_of(document) is not Status.ENCRYPTED or sighting.version is None:
+        run, version = sighting.run, sighting.version
+        if document is None or version is None or path_of(document) != run.path:
             return
-        run, archive = sighting.run, document.get("archive") or {}
+        if model.status_of(document) is not Status.ENCRYPTED:
+            return
+        archive = document.get("archive") or {}
         was = archive.get("sentinel")
-        if was and was != sighting.version.sentinel:
+        if was and was != version.sentinel:
             change = "its sentinel was written again"
-        elif self._has_same_top(run, sighting.version.top_ns, archive.get("top") or ""):
+        elif self._has_same_top(run, version.top_ns, archive.get("top") or ""):
             return
         else:
-            change = "an entry of its top directory has come or gone"
+            change = "its top directory holds something else"
         self._statusdb.mark_changed(document)
         logger.warning(
             "'%s' is not what was archived any more: %s; keep it, and see `changed` in the README", run.path, change,

@@ -313,8 +313,9 @@ def failed(document: Document, error: Exception, first_delay_seconds: float, now
 
 
 def unsettled(document: Document, now: datetime) -> Document:
-    """Return the document that remembers since when its run has been changing under tar."""
-    return {**document, "unsettled_since": document.get("unsettled_since") or timestamp(now)}
+    """Return the document that remembers since when its run has been changing, and names no archive of it."""
+    changed = {key: value for key, value in document.items() if key != "archive"}
+    return {**changed, "unsettled_since": document.get("unsettled_since") or timestamp(now)}
 
 
 def unsettled_seconds(document: Document, now: datetime) -> float:

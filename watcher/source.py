@@ -150,8 +150,8 @@ class Source:
         return version(Path(self.directory)) or ""
 
     def top(self) -> str:
-        """Return the version of the top directory: when it last changed, and a digest of the names that count in it."""
-        return f"{os.fstat(self._descriptor).st_mtime_ns}-{_names(self.directory, self.rules)}"
+        """Return the version of the top directory: when it last changed, and a digest of what counts in it."""
+        return f"{os.fstat(self._descriptor).st_mtime_ns}-{_contents(self.directory, self.rules)}"
 
     def is_in_place(self) -> bool:
         """Say whether the run's path still leads to the held directory."""
@@ -321,16 +321,28 @@ def hold(run: Run, rules: Rules) -> Iterator[Source]:
 def has_same_top(path: Path, changed_ns: int, archived: str, rules: Rules) -> bool:
     """Say whether a top directory that last changed at `changed_ns` is still of the version that was archived.
 
-    A log that a transfer leaves at its end changes the directory, and no name that counts. Raises OSError.
+    A log that a transfer leaves at its end changes the directory, and nothing that counts. Raises OSError.
     """
-    moment, _, names = archived.partition("-")
-    return not archived or moment == str(changed_ns) or names == _names(str(path), rules)
+    moment, _, contents = archived.partition("-")
+    return not archived or moment == str(changed_ns) or contents == _contents(str(path), rules)
 
 
-def _names(directory: str, rules: Rules) -> str:
-    names = (name for name in os.listdir(directory) if not rules.tolerates(name))
-    counted = sorted(path for path in (os.fsencode(f"./{name}") for name in names) if not rules.excludes(path))
-    return blake2b(b"\0".join(counted), digest_size=8).hexdigest()
+def _contents(directory: str, rules: Rules) -> str:
+    """Return a digest of the entries that count in a top directory: names and kinds, and of files size and mtime."""
+    with os.scandir(directory) as found:
+        entries = [entry for entry in found if not rules.tolerates(entry.name)]
+    words = sorted(
+        _words(entry) for entry in entries if not rules.excludes(os.fsencode(f"./{entry.name}"))
+    )  # fmt: skip
+    return blake2b(b"\0".join(words), digest_size=8).hexdigest()
+
+
+def _words(entry: os.DirEntry[str]) -> bytes:
+    # What comes or goes in a directory below changes its time, and may well be excluded.
+    name, status = os.fsencode(entry.name), entry.stat(follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        return name
+    return b"%s\0%d\0%d\0%d" % (name, stat.S_IFMT(status.st_mode), status.st_size, status.st_mtime_ns)
 
 
 class Stillness:

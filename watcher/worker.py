@@ -306,10 +306,10 @@ class Worker:
         """Say in the document which archive will appear, then give it its name, while the lease is sure to be ours."""
 
         def publish() -> None:
-            if not self._shelf.has_begun(claim.run.name):
-                still.require()  # at each try: the database may have been away for hours
             if lease.document.get("archive") is None or not lease.is_trusted:
                 lease.write(self._statusdb.announce, archive)
+            if not self._shelf.has_begun(claim.run.name):
+                still.require()  # at each try, and last: the database may have been away for hours
             self._shelf.publish(claim.run.name, archive, job.moved)
 
         job.enter(Phase.PUBLISHING)
@@ -320,7 +320,7 @@ class Worker:
         for pause in self._pauses():
             try:
                 return step()
-            except Interrupted:
+            except (Interrupted, RunNotSettled):
                 raise
             except NotTheRunsFault as error:
                 job.check()

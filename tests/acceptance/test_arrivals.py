@@ -32,7 +32,6 @@ WAYS = {
     "renamed-within": shell('echo 0 > "$1.tmp"; mv "$1.tmp" "$1"'),
     "moved-in": shell('echo 0 > "$2/ready"; mv "$2/ready" "$1"'),
     "hard-linked": shell('echo 0 > "$2/linked"; ln "$2/linked" "$1"'),
-    "symbolic": shell('ln -s RunInfo.xml "$1"'),
 }
 
 
@@ -43,6 +42,15 @@ def test_a_sentinel_is_noticed_however_it_is_made(watcher: Daemon, shared_site: 
     shared_site.wait_for(way)
     watcher.wait_for_log(f"{way}: registered .* noticed by event")
     assert_same_tree(run, shared_site.restore(way))
+
+
+def test_a_linked_sentinel_is_held_until_a_file_takes_its_place(watcher: Daemon, shared_site: Site) -> None:
+    run = shared_site.make_run("symbolic")
+    (run / SENTINEL).symlink_to("RunInfo.xml")
+    watcher.wait_for_log("symbolic: .* is not archived: the sentinel is a symbolic link")
+    (run / SENTINEL).unlink()
+    shared_site.complete(run)
+    shared_site.wait_for("symbolic")
 
 
 def test_a_run_that_is_moved_in_with_its_sentinel_is_noticed(watcher: Daemon, shared_site: Site) -> None:
