@@ -18,12 +18,6 @@ IS_SHARED = "TESTS_SHARE_THE_MACHINE"
 """Set in the environment where tests are started by a test, which has the lock for them."""
 
 
-def require_root(unavailable: Callable[[str], NoReturn]) -> None:
-    """Skip (or fail in CI) when this is not root."""
-    if os.geteuid() != 0:
-        unavailable("needs root")
-
-
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Look at files with the rights of `nobody` while the context lasts: this thread, and those that it starts."""
