@@ -77,8 +77,8 @@ def machine(tree: Tree) -> Iterator[Container]:
         yield booted
 
 
-def make_run(machine: Container, name: str, megabytes: int = 1) -> None:
-    run = f"/data/sequencing/sequencer_A/{name}"
+def make_run(machine: Container, name: str, megabytes: int = 1, sequencer: str = "sequencer_A") -> None:
+    run = f"/data/sequencing/{sequencer}/{name}"
     machine.run("mkdir", "-p", f"{run}/Data")
     machine.run("dd", "if=/dev/urandom", f"of={run}/Data/big", "bs=1M", f"count={megabytes}", "status=none")
     machine.run("touch", f"{run}/.metadata_rsync_exitcode")
@@ -138,6 +138,24 @@ def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> Non
 def test_systemd_shows_what_the_watcher_does(machine: Container) -> None:
     assert show(machine, "Type") == "notify"
     assert re.search(r"\d+ running, \d+ waiting; \d+ watches", show(machine, "StatusText"))
+
+
+def test_the_group_of_the_unit_s_umask_is_the_program_s_own_choice(machine: Container) -> None:
+    assert show(machine, "UMask") == "0077"
+    status = machine.run("cat", f"/proc/{show(machine, 'MainPID')}/status").stdout
+    assert "Umask:\t0027" in status
+
+
+def test_a_sequencer_that_is_mounted_later_reaches_the_service(machine: Container) -> None:
+    machine.run("mkdir", "-p", "/data/sequencing/sequencer_B")
+    machine.run("mount", "-t", "tmpfs", "later", "/data/sequencing/sequencer_B")
+    try:
+        make_run(machine, "run_later", sequencer="sequencer_B")
+        wait_for(machine, "run_later", "encrypted")
+        limits = machine.run(*AS_ARCHIVER, "grep 'open files' /proc/$(pgrep -o -x dataflow_archiv)/limits").stdout
+        assert int(limits.split()[3]) >= 1
+    finally:
+        machine.run("umount", "/data/sequencing/sequencer_B")
 
 
 def test_the_key_is_the_archiver_s_alone_and_the_archive_the_group_s_to_read(machine: Container) -> None:
