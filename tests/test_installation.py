@@ -23,16 +23,6 @@ PASSWORD_FILE = "/etc/dataflow_archive/statusdb_password"
 GROUP = "dataflow-archive"
 AS_ARCHIVER = ("runuser", "-l", "dataflow-archive", "-s", "/bin/sh", "-c")
 
-ROOMS = (
-    "tests/acceptance/test_arrivals.py",
-    "tests/acceptance/test_commands.py",
-    "tests/statusdb/test_sqlite_store.py",
-    *(
-        f"tests/test_{room}.py"
-        for room in ("config", "crypto", "dispatcher", "job", "journal", "lease", "model", "sentinels")
-    ),
-)
-
 SITE = """\
 statusdb:
   url: sqlite:///var/lib/dataflow-archive/status.db
@@ -152,8 +142,6 @@ def test_a_sequencer_that_is_mounted_later_reaches_the_service(machine: Containe
     try:
         make_run(machine, "run_later", sequencer="sequencer_B")
         wait_for(machine, "run_later", "encrypted")
-        limits = machine.run(*AS_ARCHIVER, "grep 'open files' /proc/$(pgrep -o -x dataflow_archiv)/limits").stdout
-        assert int(limits.split()[3]) >= 1
     finally:
         machine.run("umount", "/data/sequencing/sequencer_B")
 
@@ -263,13 +251,3 @@ def test_the_password_may_be_a_credential_which_a_command_has_only_from_systemd(
     assert "exists in the unit alone" in without.stderr
     assert with_it.returncode == 1, with_it.stderr
     assert "FAIL  status database: no good answer from 'http://127.0.0.1:1'" in with_it.stdout
-
-
-def test_the_readme_s_two_commands_work_on_this_python(tree: Tree, tmp_path: Path) -> None:
-    mine = tree.copy(tmp_path / "tree")  # the booted machine keeps its own busy
-    assert "byte for byte" in shell(mine, block("demo"), timeout=900)
-    assert shell(mine, ".venv/bin/python --version").startswith("Python 3.14")
-    # The rooms that stand on the interpreter, gpg, the kernel and libraries; the whole suite runs outside.
-    passed = shell(mine, f"{block('test').strip()} {' '.join(ROOMS)}", timeout=1800)
-    assert re.search(r"\d+ passed", passed)
-    assert "failed" not in passed

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -491,5 +491,8 @@ def test_descriptors_do_not_grow_with_the_threads_that_have_used_the_store_and_e
 
 def descriptors(file: SQLiteFile) -> int:
     """Return how many of this process's descriptors are of the database's files."""
-    links = [entry for entry in Path("/proc/self/fd").iterdir() if os.path.lexists(entry) and entry.is_symlink()]
-    return sum(os.readlink(link).startswith(str(file.path)) for link in links)
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as the descriptor of this very listing
+            found += os.readlink(link).startswith(str(file.path))
+    return found
