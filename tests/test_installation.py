@@ -30,6 +30,7 @@ sequencing_path: /data/sequencing
 destination_path: /data/archives
 gpg_receiver: ops@example.org
 minimum_free_space: 1 MB
+quiet_period: 0
 """
 
 PREPARE = """
