@@ -6,7 +6,9 @@ import ctypes
 import fcntl
 import os
 import resource
+import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +16,9 @@ from pathlib import Path
 from typing import NoReturn
 
 NOBODY = 65534
+CHECKOUT = Path(__file__).parent.parent
 IS_SHARED = "TESTS_SHARE_THE_MACHINE"
 """Set in the environment where tests are started by a test, which has the lock for them."""
-
-
-def require_root(unavailable: Callable[[str], NoReturn]) -> None:
-    """Skip (or fail in CI) when this is not root."""
-    if os.geteuid() != 0:
-        unavailable("needs root")
 
 
 @contextmanager
@@ -41,6 +38,30 @@ def make_reachable(path: Path) -> None:
     for above in path.parents:
         if above.is_relative_to(temporary) and above != temporary:
             above.chmod(0o755)
+
+
+def as_user_nobody() -> list[str]:
+    """Return the words before this program's command that run it as `nobody`. Needs root.
+
+    The checkout or the Python may lie in a directory that is closed to others, such as /root. The command gets a
+    mount namespace of its own, in which such a directory is open and holds nothing but these.
+    """
+    shown: dict[Path, list[str]] = {}
+    for path in (CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)):
+        if closed := next((above for above in reversed(path.parents) if not above.stat().st_mode & stat.S_IXOTH), None):
+            shown.setdefault(closed, []).append(str(path.relative_to(closed)))
+    show = [word for closed, paths in shown.items() for word in ("sh", "-euc", _SHOW, "sh", str(closed), *paths, "--")]
+    user = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    return ["unshare", "--mount", *show, *user]
+
+
+_SHOW = """
+closed=$1; shift
+mount --rbind "$closed" /mnt
+mount -t tmpfs -o mode=755 none "$closed"
+until [ "$1" = -- ]; do mkdir -p "$closed/$1"; mount --rbind "/mnt/$1" "$closed/$1"; shift; done
+shift; exec "$@"
+"""
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from watcher.job import Job
 from watcher.model import Archive, Document, Run, Status
 
 RUN = "run_001"
+TOKEN = "f" * 32
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644, content: bytes = b"") -> bytes:
@@ -122,6 +123,6 @@ class Forgery:
             digest, plain = crypto.validate(stored.read, key, job, self.home)
         archive = Archive(
             file.name, digest.size, digest.sha256, plain.sha256, plain.size, self.shelf.final_key(run_name).name, "",
-            recipient.fingerprint, 1,
+            recipient.fingerprint, 1, token=TOKEN,
         )  # fmt: skip
         return {"_id": run_name, "status": str(Status.ENCRYPTED), "archive": archive.to_document()}

@@ -7,6 +7,11 @@
         machine.run("systemctl", "start", "my.service")
         machine.journal("-u", "my.service")
 
+From a shell, for `.ci/forky`:
+
+    python3 tests/systemd_container.py copy forky DIRECTORY
+    python3 tests/systemd_container.py run DIRECTORY COMMAND...
+
 Needs root, and Debian's packages `debootstrap` and `systemd-container`.
 """
 
@@ -23,6 +28,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +51,7 @@ STOP_SECONDS = 30
 
 PROPAGATED = Path("/run/systemd/nspawn/propagate")  # nspawn leaves a directory of each machine here
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+FUSE = "/dev/fuse"
 CERTIFICATES = "usr/local/share/ca-certificates"
 CARRIED_VARIABLES = re.compile(r"PIP_.*|(https?|no|all)_proxy", re.IGNORECASE)
 DROPPED_VARIABLES = {"PIP_REQUIRE_VIRTUALENV", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_CONFIG_FILE"}
@@ -115,11 +122,25 @@ class Tree:
 
         `binds` shows host paths at paths inside, read-only. Raises `CommandFailed` unless `check` is false.
         """
+        with self._inside(binds or {}) as inside:
+            return _run([*inside, *command], input, check, timeout)
+
+    def execute(self, *command: str) -> int:
+        """Run a command inside on this process's own standard streams; return its exit code.
+
+        As `run`, but with what tests that need root take from a machine: FUSE, and limits below /proc/sys.
+        """
+        with self._inside({}, f"--bind={FUSE}") as inside:
+            environment = {**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"}
+            return subprocess.run([*inside, *command], env=environment, check=False).returncode
+
+    @contextlib.contextmanager
+    def _inside(self, binds: Mapping[str, Path], *options: str) -> Iterator[list[str]]:
+        """Give the words before a command that run it inside."""
         name = _name()
         with _control_group(name) as group:
-            nspawn = _nspawn(self, name, ["--quiet", "--pipe", "--as-pid2", *_read_only(binds or {})])
-            environment = [f"--setenv={name}={value}" for name, value in _environment().items()]
-            return _run([*group, *nspawn, *environment, *command], input, check, timeout)
+            nspawn = _nspawn(self, name, ["--quiet", "--pipe", "--as-pid2", *_read_only(binds), *options])
+            yield [*group, *nspawn, *(f"--setenv={name}={value}" for name, value in _environment().items())]
 
 
 @dataclass
@@ -447,3 +468,17 @@ def _run(
         words = " ".join(command)
         raise CommandFailed(f"{words}\nexit code {done.returncode}\n{output[-4000:]}\n{errors[-4000:]}")
     return subprocess.CompletedProcess(command, done.returncode, output, errors)
+
+
+def main(action: str, *words: str) -> int:
+    """Do what the module's head says; return the exit code."""
+    if action == "copy":
+        suite, directory = words
+        debian_tree(suite).copy(Path(directory))
+        return 0
+    directory, *command = words
+    return Tree(Path(directory)).execute(*command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -29,7 +29,6 @@ from host import (
     mount,
     mounted,
     require_namespace,
-    require_root,
     unmount,
 )
 from mishap import prefix
@@ -544,10 +543,7 @@ def test_the_watcher_hears_the_database_after_cuts_and_restarts(
 
 
 @pytest.mark.root
-def test_an_unmounted_sequencing_path_is_watched_again_after_the_mount_with_what_is_ready_there(
-    site: Site, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_an_unmounted_sequencing_path_is_watched_again_after_the_mount_with_what_is_ready_there(site: Site) -> None:
     site.configure(**OPTIONS)
     with mounted(site.sequencing, "64m"):
         daemon = site.start().wait_ready()
@@ -589,10 +585,7 @@ for number in range(first, first + 200):
 
 @pytest.mark.root
 @pytest.mark.alone
-def test_an_overflow_of_the_queue_is_counted_and_told_once_for_the_rescan_that_it_leads_to_at_once(
-    site: Site, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_an_overflow_of_the_queue_is_counted_and_told_once_for_the_rescan_that_it_leads_to_at_once(site: Site) -> None:
     site.configure(**OPTIONS)
     with inotify_limit("max_queued_events", 8):
         daemon = site.start().wait_ready()

@@ -8,16 +8,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from couchdb_server import Database, free_port
 from facility import COMMAND, Site, keyring, make_key, wait_until
-from host import inotify_limit, require_root
+from host import inotify_limit
 
 from watcher.errors import NoSpace
 from watcher.model import Run
@@ -428,10 +428,7 @@ def test_check_fails_where_less_is_free_than_is_to_stay_free(site: Site) -> None
 
 @pytest.mark.root
 @pytest.mark.alone
-def test_check_warns_where_the_kernel_allows_too_few_watches(
-    site: Site, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_check_warns_where_the_kernel_allows_too_few_watches(site: Site) -> None:
     site.statusdb()  # made; else there is a warning of its own
     for number in range(OPEN_RUNS):
         (site.sequencing / "sequencer_A" / f"open_{number}").mkdir()

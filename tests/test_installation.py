@@ -23,16 +23,6 @@ PASSWORD_FILE = "/etc/dataflow_archive/statusdb_password"
 GROUP = "dataflow-archive"
 AS_ARCHIVER = ("runuser", "-l", "dataflow-archive", "-s", "/bin/sh", "-c")
 
-ROOMS = (
-    "tests/acceptance/test_arrivals.py",
-    "tests/acceptance/test_commands.py",
-    "tests/statusdb/test_sqlite_store.py",
-    *(
-        f"tests/test_{room}.py"
-        for room in ("config", "crypto", "dispatcher", "job", "journal", "lease", "model", "sentinels")
-    ),
-)
-
 SITE = """\
 statusdb:
   url: sqlite:///var/lib/dataflow-archive/status.db
@@ -40,6 +30,7 @@ sequencing_path: /data/sequencing
 destination_path: /data/archives
 gpg_receiver: ops@example.org
 minimum_free_space: 1 MB
+quiet_period: 0
 """
 
 PREPARE = """
@@ -77,8 +68,8 @@ def machine(tree: Tree) -> Iterator[Container]:
         yield booted
 
 
-def make_run(machine: Container, name: str, megabytes: int = 1) -> None:
-    run = f"/data/sequencing/sequencer_A/{name}"
+def make_run(machine: Container, name: str, megabytes: int = 1, sequencer: str = "sequencer_A") -> None:
+    run = f"/data/sequencing/{sequencer}/{name}"
     machine.run("mkdir", "-p", f"{run}/Data")
     machine.run("dd", "if=/dev/urandom", f"of={run}/Data/big", "bs=1M", f"count={megabytes}", "status=none")
     machine.run("touch", f"{run}/.metadata_rsync_exitcode")
@@ -138,6 +129,22 @@ def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> Non
 def test_systemd_shows_what_the_watcher_does(machine: Container) -> None:
     assert show(machine, "Type") == "notify"
     assert re.search(r"\d+ running, \d+ waiting; \d+ watches", show(machine, "StatusText"))
+
+
+def test_the_group_of_the_unit_s_umask_is_the_program_s_own_choice(machine: Container) -> None:
+    assert show(machine, "UMask") == "0077"
+    status = machine.run("cat", f"/proc/{show(machine, 'MainPID')}/status").stdout
+    assert "Umask:\t0027" in status
+
+
+def test_a_sequencer_that_is_mounted_later_reaches_the_service(machine: Container) -> None:
+    machine.run("mkdir", "-p", "/data/sequencing/sequencer_B")
+    machine.run("mount", "-t", "tmpfs", "later", "/data/sequencing/sequencer_B")
+    try:
+        make_run(machine, "run_later", sequencer="sequencer_B")
+        wait_for(machine, "run_later", "encrypted")
+    finally:
+        machine.run("umount", "/data/sequencing/sequencer_B")
 
 
 def test_the_key_is_the_archiver_s_alone_and_the_archive_the_group_s_to_read(machine: Container) -> None:
@@ -245,13 +252,3 @@ def test_the_password_may_be_a_credential_which_a_command_has_only_from_systemd(
     assert "exists in the unit alone" in without.stderr
     assert with_it.returncode == 1, with_it.stderr
     assert "FAIL  status database: no good answer from 'http://127.0.0.1:1'" in with_it.stdout
-
-
-def test_the_readme_s_two_commands_work_on_this_python(tree: Tree, tmp_path: Path) -> None:
-    mine = tree.copy(tmp_path / "tree")  # the booted machine keeps its own busy
-    assert "byte for byte" in shell(mine, block("demo"), timeout=900)
-    assert shell(mine, ".venv/bin/python --version").startswith("Python 3.14")
-    # The rooms that stand on the interpreter, gpg, the kernel and libraries; the whole suite runs outside.
-    passed = shell(mine, f"{block('test').strip()} {' '.join(ROOMS)}", timeout=1800)
-    assert re.search(r"\d+ passed", passed)
-    assert "failed" not in passed

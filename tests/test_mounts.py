@@ -1,11 +1,9 @@
 """On which file systems things lie, by the kernel's own table, and what is mounted meanwhile."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from host import mounted, no_descriptors, require_root
+from host import mounted, no_descriptors
 
 from watcher.mounts import Places, file_system_type, network_places
 
@@ -16,10 +14,7 @@ def test_the_type_of_a_file_system_comes_from_the_kernels_table() -> None:
 
 
 @pytest.mark.root
-def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(
-    tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(tmp_path: Path) -> None:
     (tmp_path / "mount").mkdir()
     with mounted(tmp_path / "mount") as place:
         (place / "below").mkdir()
@@ -47,9 +42,8 @@ def test_nothing_has_changed_where_nothing_was_mounted(tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("where", ["", "A", "linked", "A/run", "a name\\040 with\n all"])
 def test_a_mount_at_the_root_or_below_or_where_a_link_leads_is_noticed_once_when_it_comes_and_when_it_goes(
-    tmp_path: Path, where: str, unavailable: Callable[[str], NoReturn]
+    tmp_path: Path, where: str
 ) -> None:
-    require_root(unavailable)
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for directory in (root / "A" / "run", elsewhere):
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,10 +68,7 @@ def test_with_no_descriptor_left_what_was_found_last_holds(tmp_path: Path) -> No
 
 
 @pytest.mark.root
-def test_a_mount_elsewhere_is_nothing_to_us_whatever_sequencers_came_and_went_meanwhile(
-    tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_a_mount_elsewhere_is_nothing_to_us_whatever_sequencers_came_and_went_meanwhile(tmp_path: Path) -> None:
     for name in ("root/A", "root_too", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")

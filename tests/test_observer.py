@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from facility import PATIENCE_SECONDS, wait_until
@@ -23,7 +23,6 @@ from host import (
     make_reachable,
     mount,
     mounted,
-    require_root,
     unmount,
 )
 
@@ -373,10 +372,8 @@ def test_a_removed_directory_that_somebody_holds_open_is_dropped_by_the_next_swe
     os.close(held)
 
 
-def test_a_sweep_finds_a_directory_that_took_another_ones_place_unseen(
-    watch: Watch, tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+@pytest.mark.root
+def test_a_sweep_finds_a_directory_that_took_another_ones_place_unseen(watch: Watch, tmp_path: Path) -> None:
     with mounted(watch.root / "A") as sequencer:
         (sequencer / "run").mkdir()
         assert watch.sweep() == {"A/run": State.ABSENT}
@@ -432,13 +429,12 @@ def test_two_links_to_one_sequencer_do_not_silence_each_other(watch: Watch) -> N
 
 
 @pytest.mark.parametrize("script", ["echo 0 > A/run/$S", "touch A/run/$S", "echo 0 > $OUT/s; mv $OUT/s A/run/$S"])
-@pytest.mark.parametrize("way", ["ln -s A/run latest", "mkdir latest; mount --bind A/run latest"])
+@pytest.mark.parametrize(
+    "way",
+    ["ln -s A/run latest", pytest.param("mkdir latest; mount --bind A/run latest", marks=pytest.mark.root)],
+)
 @pytest.mark.parametrize("before", [None, "23\n"])
-def test_another_way_to_a_run_does_not_silence_it(
-    watch: Watch, way: str, script: str, before: str | None, unavailable: Callable[[str], NoReturn]
-) -> None:
-    if "mount" in way:
-        require_root(unavailable)
+def test_another_way_to_a_run_does_not_silence_it(watch: Watch, way: str, script: str, before: str | None) -> None:
     if before:
         (watch.root / "A" / "run" / SENTINEL).write_text(before)
         watch.wait_for("A/run", State.HELD)
@@ -481,11 +477,8 @@ def test_where_a_link_leads_may_be_made_again_or_later(watch: Watch, before: str
 
 @pytest.mark.root
 @pytest.mark.parametrize("where", ["A", "A/run"])
-def test_what_is_unmounted_and_mounted_again_at_once_is_watched_again(
-    root: Path, observe: Observe, where: str, unavailable: Callable[[str], NoReturn]
-) -> None:
+def test_what_is_unmounted_and_mounted_again_at_once_is_watched_again(root: Path, observe: Observe, where: str) -> None:
     """The table of mounts may look as it did before."""
-    require_root(unavailable)
     with mounted(root / where):
         watch = observe(root).start()
         unmount(root / where)
@@ -571,9 +564,8 @@ def test_threads_and_descriptors_do_not_grow_with_the_directories(root: Path, ob
 @pytest.mark.root
 @pytest.mark.alone
 def test_an_overflow_is_counted_and_told_and_a_sweep_finds_what_was_lost(
-    root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, caplog: pytest.LogCaptureFixture, observe: Observe
 ) -> None:
-    require_root(unavailable)
     with inotify_limit("max_queued_events", 1):  # a descriptor keeps the limit that it was made under
         watch = observe(root).start()
     before = 0
@@ -608,9 +600,8 @@ def inotify_is_drained(watch: Watch) -> bool:
 @pytest.mark.root
 @pytest.mark.alone
 def test_a_run_that_is_swept_under_its_new_name_before_its_move_is_read_stays_watched(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, observe: Observe
 ) -> None:
-    require_root(unavailable)
     with inotify_limit("max_queued_events", 50):
         watch = observe(root).start()
     with reader_held(watch):
@@ -642,10 +633,7 @@ def reader_held(watch: Watch) -> Iterator[None]:
 
 @pytest.mark.root
 @pytest.mark.alone
-def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(root: Path, observe: Observe) -> None:
     shell(root, "mkdir A/r{1..2000}")
     with inotify_limit("max_queued_events", 8):
         watch = observe(root).start()
@@ -659,9 +647,8 @@ def test_a_sweep_of_many_open_runs_causes_no_overflow_itself(
 @pytest.mark.root
 @pytest.mark.alone
 def test_at_the_watch_limit_a_warning_says_what_to_do_and_sweeps_find_the_rest(
-    root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, caplog: pytest.LogCaptureFixture, observe: Observe
 ) -> None:
-    require_root(unavailable)
     shell(root, "mkdir B/r{1..20}")
     watch = observe(root).start()
     held = watch.observer.watches
@@ -688,9 +675,8 @@ def test_at_the_watch_limit_a_warning_says_what_to_do_and_sweeps_find_the_rest(
 @pytest.mark.root
 @pytest.mark.alone
 def test_without_an_inotify_instance_a_warning_says_so_and_sweeps_go_on_until_there_is_one(
-    root: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, caplog: pytest.LogCaptureFixture, observe: Observe
 ) -> None:
-    require_root(unavailable)
     (root / "marker" / "run").mkdir(parents=True)
     watch = observe(root)
     with inotify_limit("max_user_instances", 0):
@@ -711,9 +697,8 @@ def test_without_an_inotify_instance_a_warning_says_so_and_sweeps_go_on_until_th
 @pytest.mark.root
 @pytest.mark.parametrize(("mode", "state"), [(0, State.UNUSABLE), (0o711, State.ABSENT)])
 def test_an_unreadable_run_is_not_taken_for_watched_and_is_as_soon_as_it_can_be(
-    root: Path, mode: int, state: State, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, mode: int, state: State, observe: Observe
 ) -> None:
-    require_root(unavailable)
     make_reachable(root / "A" / "run")
     (root / "A" / "run").chmod(mode)
     (root / MARKER).mkdir(parents=True)
@@ -733,9 +718,8 @@ def test_an_unreadable_run_is_not_taken_for_watched_and_is_as_soon_as_it_can_be(
 @pytest.mark.root
 @pytest.mark.parametrize(("mode", "closed"), [("0", "X"), ("711", "X"), ("744", "X"), ("0", "X/run"), ("744", "X/run")])
 def test_what_is_opened_to_us_is_looked_at_again_and_told_by_events_alone(
-    root: Path, mode: str, closed: str, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, mode: str, closed: str, observe: Observe
 ) -> None:
-    require_root(unavailable)
     make_reachable(root / "A" / "run")
     shell(root, f"mkdir -p X/run; echo 0 > X/run/$S; chmod {mode} {closed}")
     watch = observe(root, now=lambda: time.time() + 3600)
@@ -750,10 +734,7 @@ def test_what_is_opened_to_us_is_looked_at_again_and_told_by_events_alone(
 
 
 @pytest.mark.root
-def test_where_a_linked_sequencer_leads_may_be_opened_to_us_later(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def test_where_a_linked_sequencer_leads_may_be_opened_to_us_later(root: Path, observe: Observe) -> None:
     make_reachable(root / "A" / "run")
     (root / MARKER).mkdir(parents=True)
     shell(root, "mkdir -p $OUT/X/run; echo 0 > $OUT/X/run/$S; ln -s $OUT/X X; chmod 744 $OUT/X")
@@ -779,9 +760,8 @@ def watch_as_nobody(root: Path, observe: Observe) -> Watch:
 @pytest.mark.root
 @pytest.mark.parametrize("copied", ["run", "X"])
 def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_as_unusable(
-    root: Path, copied: str, unavailable: Callable[[str], NoReturn], observe: Observe
+    root: Path, copied: str, observe: Observe
 ) -> None:
-    require_root(unavailable)
     watch = watch_as_nobody(root, observe)
     shell(root, "mkdir -p $OUT/X/run/Data; touch $OUT/X/run/Data/{1..300}; echo 0 > $OUT/X/run/$S")
     destination, told = ("B/run", "B/run") if copied == "run" else ("X", "X/run")
@@ -792,10 +772,7 @@ def test_what_another_user_copies_in_is_told_when_the_copy_is_complete_and_not_a
 
 
 @pytest.mark.root
-def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(root: Path, observe: Observe) -> None:
     watch = watch_as_nobody(root, observe)
     shell(root, "mkdir -m 700 B/closed B/opened; chmod 755 B/opened")
     assert watch.wait_for("B/closed", State.UNUSABLE) == [("B/closed", State.UNUSABLE)]
@@ -804,9 +781,8 @@ def test_a_run_that_stays_closed_to_us_is_told_after_a_while_once(
 
 @pytest.mark.root
 def test_a_sequencer_that_is_opened_to_us_between_our_try_to_watch_it_and_our_look_is_watched(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe, monkeypatch: pytest.MonkeyPatch
+    root: Path, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_root(unavailable)
     watch = watch_as_nobody(root, observe)
     look = os.access
 
@@ -826,10 +802,7 @@ def test_a_sequencer_that_is_opened_to_us_between_our_try_to_watch_it_and_our_lo
 
 
 @pytest.mark.root
-def test_a_root_that_is_opened_to_us_later_is_noticed(
-    root: Path, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def test_a_root_that_is_opened_to_us_later_is_noticed(root: Path, observe: Observe) -> None:
     make_reachable(root / "A" / "run")
     (root / MARKER).mkdir(parents=True)
     root.chmod(0o700)
@@ -847,10 +820,7 @@ def test_a_root_that_is_opened_to_us_later_is_noticed(
 
 
 @pytest.mark.root
-def test_an_unmounted_root_is_told_and_watched_again_when_it_is_back(
-    tmp_path: Path, unavailable: Callable[[str], NoReturn], observe: Observe
-) -> None:
-    require_root(unavailable)
+def test_an_unmounted_root_is_told_and_watched_again_when_it_is_back(tmp_path: Path, observe: Observe) -> None:
     root = tmp_path / "mount"
     root.mkdir()
     with mounted(root):
@@ -873,10 +843,7 @@ def test_an_unmounted_root_is_told_and_watched_again_when_it_is_back(
 
 
 @pytest.mark.root
-def test_a_root_that_is_mounted_over_is_noticed_though_no_event_tells_it(
-    watch: Watch, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_a_root_that_is_mounted_over_is_noticed_though_no_event_tells_it(watch: Watch) -> None:
     with mounted(watch.root):
         assert watch.observer.trouble() == f"'{watch.root}' is another directory now"
         watch.observer.restart()

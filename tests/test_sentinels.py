@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from host import as_nobody, make_reachable, require_root
+from host import as_nobody, make_reachable
 
 from watcher.observer import Observer
 from watcher.sentinels import (
@@ -224,10 +223,7 @@ def test_a_run_that_comes_and_goes_is_ready_or_not_there_and_raises_nothing(run:
 
 
 @pytest.mark.root
-def test_an_unreadable_sentinel_is_unusable_unless_its_presence_is_enough(
-    run: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_an_unreadable_sentinel_is_unusable_unless_its_presence_is_enough(run: Path) -> None:
     make_reachable(run)
     (run / SENTINEL).write_text("0\n")
     (run / SENTINEL).chmod(0)
@@ -240,10 +236,7 @@ def test_an_unreadable_sentinel_is_unusable_unless_its_presence_is_enough(
 
 @pytest.mark.root
 @pytest.mark.parametrize("levels_above", [0, 1])
-def test_a_run_that_may_not_be_searched_is_unusable(
-    run: Path, levels_above: int, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_a_run_that_may_not_be_searched_is_unusable(run: Path, levels_above: int) -> None:
     make_reachable(run)
     (run / SENTINEL).write_text("0\n")
     now = long_after(run)
@@ -256,8 +249,7 @@ def test_a_run_that_may_not_be_searched_is_unusable(
 
 
 @pytest.mark.root
-def test_a_run_that_was_closed_to_us_just_now_is_unsettled(run: Path, unavailable: Callable[[str], NoReturn]) -> None:
-    require_root(unavailable)
+def test_a_run_that_was_closed_to_us_just_now_is_unsettled(run: Path) -> None:
     make_reachable(run)
     (run / SENTINEL).write_text("0\n")
     run.chmod(0o700)
@@ -369,10 +361,7 @@ def test_a_missing_root_has_no_runs_and_is_told_once_until_it_is_back(
 
 
 @pytest.mark.root
-def test_an_unreadable_sequencer_is_told_and_hides_no_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_an_unreadable_sequencer_is_told_and_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "sequencing"
     for sequencer in ("A", "B", "C"):
         make(root, f"{sequencer}/run", "0\n")
@@ -384,10 +373,7 @@ def test_an_unreadable_sequencer_is_told_and_hides_no_other(
 
 
 @pytest.mark.root
-def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(
-    tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(tmp_path: Path) -> None:
     root = tmp_path / "sequencing"
     make(root, "A/run", "0\n")
     make_reachable(root / "A" / "run")

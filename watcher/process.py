@@ -38,7 +38,7 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 def reset_inherited() -> None:
     """Give this process the signals, standard streams, umask and limits that it has everywhere."""
-    _open_standard_streams()
+    open_standard_streams()
     _reset_signals()
     os.umask(UMASK)
     _raise_limits()
@@ -81,8 +81,11 @@ def _environment(*without: str) -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-def _open_standard_streams() -> None:
-    # The first file that we open would get a closed descriptor's number, and with it what is meant for the stream.
+def open_standard_streams() -> None:
+    """Open on /dev/null each standard stream that the parent has closed.
+
+    The first file that we open would get its number, and with it what is meant for the stream.
+    """
     for number, (name, mode) in enumerate(_STREAMS):
         try:
             os.fstat(number)

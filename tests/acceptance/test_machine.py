@@ -15,7 +15,7 @@ from typing import NoReturn
 import pytest
 from facility import COMMAND, Site, assert_same_tree, wait_until
 from gate import Gate
-from host import limited_command, mounted, require_namespace, require_root
+from host import limited_command, mounted, require_namespace
 from network_mount import TYPE, NetworkMount
 
 
@@ -116,10 +116,7 @@ def test_a_network_file_system_that_is_mounted_later_is_noticed_and_said(site: S
 
 
 @pytest.mark.root
-def test_a_sequencer_that_is_mounted_later_is_watched(
-    site: Site, tmp_path: Path, unavailable: Callable[[str], NoReturn]
-) -> None:
-    require_root(unavailable)
+def test_a_sequencer_that_is_mounted_later_is_watched(site: Site, tmp_path: Path) -> None:
     site.configure(rescan_interval="1 h")
     daemon = site.start().wait_ready()
     with mounted(site.sequencing / "sequencer_B"):
