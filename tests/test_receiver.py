@@ -82,8 +82,8 @@ def recipients(wrapped: bytes, home: Path) -> list[str]:
     return [line.split("keyid ")[-1] for line in shown.splitlines() if HEAD.match(line)]
 
 
-def wrapped_to(receiver: str, home: Path) -> list[str]:
-    return recipients(crypto.wrap(FileKey.generate(), crypto.find_recipient(receiver, home), home), home)
+def wrapped_to(name: str, home: Path) -> list[str]:
+    return recipients(crypto.wrap(FileKey.generate(), crypto.find_recipient(name, home), home), home)
 
 
 # an exact name
@@ -101,10 +101,10 @@ def spellings(fingerprint: str) -> list[str]:
 @pytest.mark.parametrize("which", ["older", "newer"])
 def test_a_subkey_that_is_named_exactly_gets_the_file_key_and_is_the_recipient(which: str, shared: Key) -> None:
     named = getattr(shared, which)
-    for receiver in spellings(named):
-        found = crypto.find_recipient(receiver, shared.home)
+    for written in spellings(named):
+        found = crypto.find_recipient(written, shared.home)
         assert (found.fingerprint, found.for_gpg, found.user) == (named, f"{named}!", shared.user)
-        assert wrapped_to(receiver, shared.home) == [named[-16:]]
+        assert wrapped_to(written, shared.home) == [named[-16:]]
 
 
 @pytest.mark.parametrize("which", ["older", "newer"])
@@ -193,11 +193,11 @@ def of_a_disabled_key(key: Key) -> str:
 def test_an_exact_name_that_cannot_be_used_is_refused_with_its_reason_and_remedy(
     spoil: Callable[[Key], str], words: str, key: Key
 ) -> None:
-    receiver = f"{spoil(key)}!"
+    name = f"{spoil(key)}!"
     with pytest.raises(RecipientUnusable) as caught:
-        crypto.find_recipient(receiver, key.home)
-    expected = words.format(receiver=receiver, **vars(key))
-    assert f"gpg_receiver: '{receiver}' names" in str(caught.value) or spoil is unknown
+        crypto.find_recipient(name, key.home)
+    expected = words.format(receiver=name, **vars(key))
+    assert f"gpg_receiver: '{name}' names" in str(caught.value) or spoil is unknown
     assert expected in str(caught.value)
 
 

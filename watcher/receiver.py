@@ -78,7 +78,8 @@ class _Part:
     fingerprint: str
 
     def is_named(self, digits: str) -> bool:
-        return digits == self.fingerprint or (len(digits) <= len(self.key_id) and self.key_id.endswith(digits))
+        is_key_id = 0 < len(digits) <= len(self.key_id)
+        return digits == self.fingerprint or (is_key_id and self.key_id.endswith(digits))
 
     @property
     def can_encrypt(self) -> bool:
