@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from facility import gpg, keyring
+from facility import Site, gpg, keyring
+from host import require_namespace
 
 from watcher import crypto, receiver
 from watcher.crypto import FileKey
@@ -296,3 +297,95 @@ def test_long_packets_are_read(bits: int, tmp_path: Path) -> None:
         gpg(home, *UNATTENDED, "--quick-generate-key", "ops@example.org", f"rsa{bits}", "encr,cert", "never")
         [primary] = fingerprints(home, "ops@example.org")
         assert wrapped_to(f"{primary}!", home) == [primary[-16:]]
+
+
+# the commands
+
+
+@pytest.fixture
+def at_work(site: Site, public: Path) -> Site:
+    """A site with a run that is ready, whose worker has the public key alone."""
+    site.configure(gnupg_home=str(public))
+    site.complete(site.make_run())
+    return site
+
+
+def test_a_run_is_restored_by_who_holds_only_the_named_subkey_and_by_nobody_else(
+    at_work: Site, shared: Key, tmp_path: Path
+) -> None:
+    at_work.configure(gpg_receiver=f"{shared.older}!")
+    checked = at_work.command("check")
+    assert f"ok    recipient: {shared.older} {shared.user}" in checked.stdout
+    assert at_work.command("once").returncode == 0
+    document = at_work.document()
+    assert document is not None
+    assert document["archive"]["recipient"] == shared.older
+    for subkey, code in ((shared.newer, 1), (shared.older, 0)):
+        with keyring(tmp_path / f"holder_{code}") as holder:
+            only_secret(shared, subkey, holder)
+            at_work.configure(gnupg_home=str(holder))
+            done = at_work.command("restore", "run_001", "--to", str(tmp_path))
+            assert done.returncode == code, done.stderr
+            assert (tmp_path / "run_001").exists() == (code == 0)
+
+
+def test_a_receiver_that_gpg_would_not_use_is_refused_at_the_start_and_nothing_is_archived(
+    at_work: Site, shared: Key
+) -> None:
+    for written, words in (
+        (f"{shared.primary}!", "is not made for encryption"),
+        (f"{shared.user}!", "write '!' only after a fingerprint or key id"),
+        (shared.older, "is named without '!'"),
+    ):
+        at_work.configure(gpg_receiver=written)
+        for command, code in (("check", 1), ("once", 3)):
+            done = at_work.command(command)
+            assert done.returncode == code
+            assert words in done.stdout + done.stderr
+    assert at_work.statusdb_is_untouched()
+    assert list(at_work.archives.glob("run_*")) == []
+
+
+SYSTEM_WIDE = """
+mkdir -p "$1/gnupg" && cp -a /etc/. "$1" 2> /dev/null
+cp "$2" "$1/gnupg/gpg.conf" && mount --bind "$1" /etc && shift 2 && exec "$@"
+"""
+
+
+@pytest.fixture
+def system_wide(tmp_path: Path, unavailable: Callable[[str], NoReturn]) -> Callable[[str], tuple[str, ...]]:
+    """Return the command that runs a program where /etc/gnupg/gpg.conf has the given lines."""
+    require_namespace(unavailable)
+
+    def prefix(lines: str) -> tuple[str, ...]:
+        (tmp_path / "gpg.conf").write_text(lines)
+        namespace = ("unshare", "--user", "--map-root-user", "--mount", "bash", "-c", SYSTEM_WIDE, "bash")
+        return (*namespace, str(tmp_path / "etc"), str(tmp_path / "gpg.conf"))
+
+    return prefix
+
+
+def test_the_machines_gpg_conf_adds_nobody_and_hides_nobody(
+    at_work: Site, shared: Key, public: Path, system_wide: Callable[[str], tuple[str, ...]]
+) -> None:
+    other = make_key(public, "other@example.org")
+    at_work.configure(gpg_receiver=f"{shared.older}!")
+    lines = [f"encrypt-to {other.primary}", f"hidden-encrypt-to {other.newer}", "throw-keyids", "armor", "textmode"]
+    lines += [f"group {name}={other.primary}" for name in (shared.older, f"{shared.older}!")]
+    assert at_work.start("once", prefix=system_wide("\n".join(lines))).wait() == 0
+    wrapped = (at_work.keys / "run_001.key.gpg").read_bytes()
+    assert recipients(wrapped, public) == [shared.older[-16:]]
+    assert not (at_work.archives / "run_001.tar.gpg").read_bytes().startswith(b"-----")
+
+
+def test_a_recipient_that_the_machines_gpg_conf_adds_is_refused_at_the_start(
+    at_work: Site, public: Path, shared: Key, system_wide: Callable[[str], tuple[str, ...]]
+) -> None:
+    other = make_key(public, "other@example.org")
+    for name in (shared.primary, f"{shared.older}!"):
+        at_work.configure(gpg_receiver=name)
+        daemon = at_work.start("once", prefix=system_wide(f"recipient {other.primary}\n"))
+        assert daemon.wait() == 3
+        assert other.newer[-16:] in daemon.log
+        assert f"and not to '{name}' alone; remove recipients from /etc/gnupg/gpg.conf" in daemon.log
+    assert list(at_work.archives.glob("run_*")) == []

@@ -123,9 +123,10 @@ def _choose_exact(receiver: str, digits: str, keys: Sequence[dict[str, Any]]) ->
     named = [part for key in keys for part in _parts(key) if part.is_named(digits)]
     if not named:
         raise _unknown(receiver)
-    if len(named) > 1:
-        raise _ambiguous(receiver, [f"{part.fingerprint}!" for part in named])
-    [part] = named
+    if len(fingerprints := {part.fingerprint for part in named}) > 1:
+        raise _ambiguous(receiver, [f"{fingerprint}!" for fingerprint in sorted(fingerprints)])
+    # Another key may have the same subkey: as an additional decryption subkey, which is none to encrypt to.
+    part = next((part for part in named if part.fault is None), named[0])
     if fault := part.fault:
         usable = [f"{other.fingerprint}!" for other in _parts(part.key) if other.fault is None]
         remedy = f"set it to {' or '.join(usable)}" if usable else "import a usable one: gpg --import FILE"
