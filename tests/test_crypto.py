@@ -24,7 +24,7 @@ import pytest
 from facility import gpg, keyring, wait_until
 
 from watcher import crypto
-from watcher.crypto import FileKey, Recipient
+from watcher.crypto import FileKey
 from watcher.errors import (
     CannotRun,
     EncryptFailed,
@@ -36,6 +36,7 @@ from watcher.errors import (
 )
 from watcher.job import Job
 from watcher.model import Digest, Run
+from watcher.receiver import Recipient
 
 CONTENT = os.urandom(3_000_000)
 PAST = "20200101T000000"
@@ -591,7 +592,7 @@ def test_a_recipient_is_found_by_mail_name_and_fingerprint_and_says_who_it_is(ke
     fingerprint = make_key(keys, "Jörg Ops <ops@example.org>")
     for receiver in ("ops@example.org", "Jörg Ops", fingerprint, fingerprint[-16:], f"0x{fingerprint}"):
         found = crypto.find_recipient(receiver, keys)
-        assert found == crypto.Recipient(fingerprint, "Jörg Ops <ops@example.org>", None)
+        assert (found.fingerprint, found.user, found.expires) == (fingerprint, "Jörg Ops <ops@example.org>", None)
 
 
 def test_a_recipient_that_is_missing_is_named_with_the_command_that_imports_one(keys: Path) -> None:

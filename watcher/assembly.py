@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from watcher import crypto, worker
 from watcher.archive import Shelf
 from watcher.config import Config, check_paths, prepare_run_keys_path
-from watcher.errors import CannotRun, ConfigError, RecipientUnusable
+from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.lease import LeaseKeeper
 from watcher.lock import lock_file, mark
 from watcher.metrics import Metrics
@@ -19,6 +20,7 @@ from watcher.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, netwo
 from watcher.notifier import Notifier
 from watcher.observer import Observer
 from watcher.process import low_limits
+from watcher.receiver import Recipient
 from watcher.sentinels import Policy
 from watcher.service import Service, Settings
 from watcher.source import Rules
@@ -27,6 +29,8 @@ from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore
 from watcher.statusdb.store import DocumentStore
 from watcher.tar import tar_version
+
+logger = logging.getLogger(__name__)
 
 
 def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:
@@ -60,9 +64,14 @@ def shelf(config: Config) -> Shelf:
     return Shelf(config.destination_path, config.run_keys_path)
 
 
-def find_recipient(config: Config) -> crypto.Recipient:
-    """Return the recipient that the configuration names. Raises RecipientUnusable or CannotRun."""
-    return crypto.find_recipient(config.gpg_receiver, config.gnupg_home)
+def find_recipient(config: Config) -> Recipient:
+    """Return the recipient that the configuration names. Raises RecipientUnusable, CannotRun or WrapFailed.
+
+    A key that nobody uses is wrapped for it: a gpg that encrypts to another key is found before hours of work.
+    """
+    recipient = crypto.find_recipient(config.gpg_receiver, config.gnupg_home)
+    crypto.wrap(crypto.FileKey.generate(), recipient, config.gnupg_home)
+    return recipient
 
 
 def remote_places(config: Config) -> dict[Path, str]:
@@ -81,6 +90,8 @@ def refuse_unusable(config: Config) -> None:
             look()
         except (RecipientUnusable, CannotRun) as error:
             problems.append(str(error))
+        except WrapFailed as error:  # it may pass, and a finished archive waits for that
+            logger.warning("%s", error)
     if problems:
         raise ConfigError(problems)
     prepare_run_keys_path(config.run_keys_path)

@@ -18,9 +18,6 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, cast
 
@@ -30,6 +27,7 @@ from watcher.errors import CannotRun, EncryptFailed, RecipientUnusable, Validate
 from watcher.job import Job, enough_threads, kill, start_child
 from watcher.model import Digest
 from watcher.process import gpg_environment
+from watcher.receiver import Recipient, choose, search_words
 
 BUFFER_BYTES = 1 << 20
 """Bytes handed on at once: python-gnupg's own 16 KiB cost a third of the throughput."""
@@ -45,9 +43,13 @@ FEED_SECONDS = 5.0
 
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
-_OPTIONS = ("--no-options", "--no-symkey-cache", "--utf8-strings", "--no-auto-check-trustdb")
-"""A gpg.conf must not add recipients or compression; the agent must not keep the file key; names are UTF-8; and gpg
-must not bring its trust database up to date, for which it would wait as long as another process locks that."""
+_OPTIONS = (
+    "--no-options", "--no-encrypt-to", "--no-groups", "--no-throw-keyids", "--no-armor", "--no-textmode",
+    "--no-symkey-cache", "--utf8-strings", "--no-auto-check-trustdb",
+)  # fmt: skip
+"""A gpg.conf must not add or hide recipients, or change the form. `--no-options` switches the user's file off, but not
+/etc/gnupg/gpg.conf, so its settings are taken back one by one. The agent must not keep the file key; names are UTF-8;
+and gpg must not bring its trust database up to date, for which it would wait as long as another process locks that."""
 
 _FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65536")
 """No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
@@ -93,15 +95,6 @@ class FileKey:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a file key is not to be stored")
-
-
-@dataclass(frozen=True)
-class Recipient:
-    """The public key that may unwrap file keys. `expires` is None for one that never does."""
-
-    fingerprint: str
-    user: str
-    expires: datetime | None
 
 
 class _GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
@@ -245,18 +238,21 @@ def wrap(
 ) -> bytes:
     """Return `key`, encrypted to the recipient by a gpg that may take `limit_seconds`.
 
-    Raises RecipientUnusable when the recipient's key cannot encrypt (any more), the job's reason if it
-    was cancelled, WrapFailed otherwise.
+    What gpg wrote is proven to name the recipient's key and no other. No private key is needed for that. Raises
+    RecipientUnusable when it names another, or when the recipient's key cannot encrypt (any more), the job's
+    reason if it was cancelled, WrapFailed otherwise.
     """
     with closing(_GPG(home, job, limit_seconds)) as gpg, enough_threads():
         result = gpg.encrypt(
-            key.reveal().encode() + b"\n", recipient.fingerprint, armor=False, always_trust=True,
+            key.reveal().encode() + b"\n", recipient.for_gpg, armor=False, always_trust=True,
             extra_args=["--cipher-algo", "AES256", *_FORMAT],
         )  # fmt: skip
     if job is not None:
         job.check()
     if _succeeded(result) and result.data:
-        return bytes(result.data)
+        wrapped = bytes(result.data)
+        recipient.require(wrapped)
+        return wrapped
     if "INV_RECP" in result.stderr or "No public key" in result.stderr:
         raise RecipientUnusable(
             f"gpg_receiver: gpg refuses key {recipient.fingerprint} ({result.status_detail or result.status}); "
@@ -286,27 +282,11 @@ def find_recipient(
 ) -> Recipient:
     """Return the one public key that `receiver` names and that can encrypt now, by a gpg that may take so long.
 
-    `receiver` is what gpg takes: a fingerprint, a key id, an e-mail address, part of a name. Raises
-    RecipientUnusable when no key, or more than one, is meant, naming each with its fault, and the
-    job's reason if it was cancelled.
+    `receiver` is what gpg takes: a fingerprint, a key id, an e-mail address, part of a name. With `!` after a
+    fingerprint or key id it names one subkey exactly. Raises RecipientUnusable when no key, or more than one,
+    is meant, naming each with its fault, and the job's reason if it was cancelled.
     """
-    keys = _list_keys(receiver, home, job, limit_seconds)
-    exact = [key for key in keys if any(parseaddr(user)[1] == receiver for user in key["uids"])]
-    candidates = exact or keys
-    usable = [key for key in candidates if _fault(key) is None]
-    if len(usable) == 1:
-        return _recipient(usable[0])
-    if usable:
-        fingerprints = ", ".join(key["fingerprint"] for key in usable)
-        raise RecipientUnusable(
-            f"gpg_receiver: '{receiver}' matches {len(usable)} keys; set it to one fingerprint: {fingerprints}"
-        )
-    if not candidates:
-        raise RecipientUnusable(
-            f"gpg_receiver: no public key matches '{receiver}' in this user's keyring; import it: gpg --import FILE"
-        )
-    faults = "; ".join(f"{key['fingerprint']} {_fault(key)}" for key in candidates)
-    raise RecipientUnusable(f"gpg_receiver: no key of '{receiver}' can encrypt: {faults}; import a usable one")
+    return choose(receiver, _list_keys(search_words(receiver), home, job, limit_seconds))
 
 
 def _list_keys(receiver: str, home: Path | None, job: Job | None, limit_seconds: float) -> list[dict[str, Any]]:
@@ -333,35 +313,6 @@ def _terminal() -> dict[str, str]:
 def _as_utf8(text: str) -> str:
     # python-gnupg reads gpg's output as latin-1, in which nothing fails.
     return text.encode("latin-1").decode("utf-8", "replace")
-
-
-def _recipient(key: dict[str, Any]) -> Recipient:
-    ends = [int(value) for value in (key["expires"], *_encryption_expiries(key)[-1:]) if value]
-    expires = datetime.fromtimestamp(min(ends), UTC) if ends else None
-    return Recipient(key["fingerprint"], (key["uids"] or ["(no user id)"])[0], expires)
-
-
-def _encryption_expiries(key: dict[str, Any]) -> list[str]:
-    """Return when the usable encryption subkeys expire, the one that lasts longest at the end."""
-    infos = key.get("subkey_info", {}).values()
-    ends = [info["expires"] for info in infos if "e" in info["cap"] and info["trust"] not in ("e", "r", "i")]
-    return sorted(ends, key=lambda value: int(value) if value else 1 << 62)
-
-
-def _fault(key: dict[str, Any]) -> str | None:
-    """Say why a key cannot encrypt now; None if it can.
-
-    GnuPG's doc/DETAILS, field 12: a capital `E` says that the key as a whole can encrypt now, a `D`
-    that it is disabled; field 2 says why not.
-    """
-    if "D" in key["cap"]:
-        return "is disabled"
-    if "E" in key["cap"]:
-        return None
-    subkeys = [info["trust"] for info in key.get("subkey_info", {}).values() if "e" in info["cap"]]
-    whole = {"e": "has expired", "r": "is revoked", "i": "is invalid"}.get(key["trust"])
-    part = {"e": "its encryption subkey has expired", "r": "its encryption subkey is revoked"}
-    return whole or (part.get(subkeys[-1]) if subkeys else None) or "has no encryption subkey"
 
 
 class _Hash:
