@@ -45,7 +45,8 @@ class Disk(mfusepy.Operations):
             lies = self._lies(place)
             if count in lies.get("hidden", ()): continue
             mode = os.lstat(self._at(place)).st_mode
-            yield entry, {"st_mode": lies.get("type", mode), "st_ino": lies.get("st_ino", 1)}, 0
+            for _ in range(1 + lies.get("twice", False)):
+                yield entry, {"st_mode": lies.get("type", mode), "st_ino": lies.get("st_ino", 1)}, 0
 
     def open(self, path, flags): return os.open(self._at(path), flags & ~os.O_NOFOLLOW & os.O_ACCMODE)
     def read(self, path, size, offset, fh):
@@ -68,7 +69,7 @@ class Liar:
     def __init__(self, path: Path, real: Path, orders: Path) -> None:
         self.path = path
         self.real = real
-        self._orders = orders
+        self.orders = orders
         self._lies: dict[str, dict[str, Any]] = {}
         self._write()
 
@@ -77,15 +78,19 @@ class Liar:
 
         `st_size`, `st_blocks`, `st_ino`, `st_nlink` and so on are as stat(2) will have them; `type` is the mode from
         which a listing of its directory has the entry's type. `hidden` has the numbers of the listings of its
-        directory, counted from 1, in which the entry is missing.
+        directory, counted from 1, in which the entry is missing; `twice` lists it twice.
         """
         self._lies.setdefault(name, {}).update(lies)
         self._write()
 
+    def with_lies(self, more: dict[str, dict[str, Any]]) -> str:
+        """Return what the file `orders` has to hold for the disk to tell more lies."""
+        return json.dumps(self._lies | more)
+
     def _write(self) -> None:
-        new = self._orders.with_suffix(".new")
-        new.write_text(json.dumps(self._lies), encoding="ascii")
-        new.rename(self._orders)
+        new = self.orders.with_suffix(".new")
+        new.write_text(self.with_lies({}), encoding="ascii")
+        new.rename(self.orders)
 
 
 @contextmanager
