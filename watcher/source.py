@@ -336,7 +336,7 @@ class Source:
         try:
             descriptor = os.open(directory, flags, dir_fd=self._descriptor)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in _GONE or error.errno == errno.ENAMETOOLONG:  # which the listing refuses by itself
                 return
             raise
         try:
@@ -401,20 +401,23 @@ class Stillness:
 
     def seconds_left(self) -> float:
         """Return how long to wait until the source, if nothing changes, has been quiet for long enough."""
-        since_change = self._now() - self.first.newest_ns / 1e9
-        if since_change >= self._quiet_seconds:
+        if self._seconds_since_change() >= self._quiet_seconds:
             return 0.0
         return max(self._quiet_seconds - (self._clock() - self.listed_at), 0.0)
 
     def require_quiet(self) -> None:
         """Raise RunNotSettled if the run is being transferred, or has changed within the quiet time."""
         self.require_no_transfer()
-        since_change = self._now() - self.first.newest_ns / 1e9
+        since_change = self._seconds_since_change()
         if since_change < self._quiet_seconds:
             raise RunNotSettled(
-                f"'{self.first.newest}' changed {max(since_change, 0):.0f} s ago, and quiet_period is "
+                f"'{self.first.newest}' changed {since_change:.0f} s ago, and quiet_period is "
                 f"{self._quiet_seconds:g} s"
             )
+
+    def _seconds_since_change(self) -> float:
+        # Where the file system's clock is ahead of ours, a change may lie in our future.
+        return max(self._now() - self.first.newest_ns / 1e9, 0.0)
 
     def require_no_transfer(self) -> None:
         """Raise RunNotSettled if there is a file of a transfer in progress."""
