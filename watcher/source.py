@@ -411,8 +411,7 @@ class Stillness:
         since_change = self._seconds_since_change()
         if since_change < self._quiet_seconds:
             raise RunNotSettled(
-                f"'{self.first.newest}' changed {since_change:.0f} s ago, and quiet_period is "
-                f"{self._quiet_seconds:g} s"
+                f"'{self.first.newest}' changed {since_change:.0f} s ago, and quiet_period is {self._quiet_seconds:g} s"
             )
 
     def _seconds_since_change(self) -> float:
