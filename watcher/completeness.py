@@ -33,10 +33,13 @@ class Completeness:
         """Take the next member of the stream."""
         self.members += 1
         inner = member.path.removeprefix(self._prefix)
-        if inner == member.path or not inner.startswith(b"/"):
+        is_top = inner == b"/" and member.kind is Kind.DIRECTORY
+        if inner == member.path or not inner.startswith(b"/") or (inner == b"/" and not is_top):
             self._note(f"'{os.fsdecode(member.path)}' is not in the run")
-        elif inner != b"/":
-            self._compare(b"." + inner.removesuffix(b"/"), member)
+        elif not is_top:
+            # With a slash behind its name, tar would extract any member as a directory.
+            inner = inner.removesuffix(b"/") if member.kind is Kind.DIRECTORY else inner
+            self._compare(b"." + inner, member)
 
     def require(self) -> None:
         """Raise Incomplete if the members are not what the listing has; RunNotSettled if the run changed meanwhile."""
@@ -55,23 +58,18 @@ class Completeness:
     def _compare(self, path: bytes, member: Member) -> None:
         kind, size = member.kind, member.size
         if kind is Kind.HARD_LINK:
-            kind, size = Kind.FILE, self._size_of_linked(path, member)
+            other = b"." + member.link.removeprefix(self._prefix)
+            linked = self._still.source.size_of_linked(path, other)
+            kind, size = (kind, 0) if linked is None else (Kind.FILE, linked)
         place = self._listing.place_of(path, kind, size)
         if place is None:
             self._note_stranger(path, member)
         elif member.is_hole and self._still.source.has_data(path, self._moved):
             self._note(f"'{os.fsdecode(path)}' was archived as a hole, and holds data")
+        elif self._seen[place]:
+            self._note(f"'{os.fsdecode(path)}' is in the archive twice")
         else:
             self._seen[place] = 1
-
-    def _size_of_linked(self, path: bytes, member: Member) -> int:
-        """Return the size of the file that a hard link names, -1 if the link does not lead to it."""
-        source = self._still.source
-        other = b"." + member.link.removeprefix(self._prefix)
-        try:
-            return source.status(path).st_size if source.are_linked(path, other) else -1
-        except OSError:
-            return -1
 
     def _note_stranger(self, path: bytes, member: Member) -> None:
         rules, name = self._still.source.rules, os.fsdecode(path[2:])

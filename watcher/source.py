@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from wcmatch import fnmatch as wildcards
 
-from watcher.errors import Incomplete, RunFailed, RunNotSettled, TarFailed
+from watcher.errors import Incomplete, RunFailed, RunNotSettled, TarFailed, remedy
 from watcher.members import Kind
 from watcher.model import Run
 from watcher.sentinels import SENTINEL, version
@@ -71,11 +71,15 @@ class Rules:
             return False
         # As tar does it: from the start of the path, or behind any slash.
         starts = [0, *(place + 1 for place, byte in enumerate(path) if byte == _SLASH)]
-        return any(self._excluded.match(path[start:]) for start in starts)
+        return any(self._excluded.fullmatch(path[start:]) for start in starts)
 
     def tolerates(self, name: str) -> bool:
         """Say whether the entry of this name in the top directory may change."""
         return name == SENTINEL or self._tolerated.fullmatch(name) is not None
+
+    def counts(self, entry: Entry) -> bool:
+        """Say whether a change of the entry is one of the run."""
+        return entry.path != b"." and not (entry.is_top and self.tolerates(entry.name))
 
     def is_of_a_transfer(self, name: str) -> bool:
         """Say whether a file of this name means that a transfer is in progress."""
@@ -130,6 +134,10 @@ class Listing:
         """Return the number of the entry with this path, kind and size; None if the listing has none."""
         return self.hashes.find(_hash(path, kind, size))
 
+    def has(self, entry: Entry) -> bool:
+        """Say whether the listing has the entry, with this path, kind and size."""
+        return self.place_of(entry.path, entry.kind, entry.status.st_size) is not None
+
 
 class Source:
     """A run directory held open by `descriptor`, and the rules by which it is looked at."""
@@ -139,6 +147,8 @@ class Source:
         self.rules = rules
         self._descriptor = descriptor
         self._identity = _identity(os.fstat(descriptor))
+        self._proven = _Hashes()  # names of files that are one by their content, too
+        self._proven.close()
 
     @property
     def directory(self) -> str:
@@ -150,8 +160,12 @@ class Source:
         return version(Path(self.directory)) or ""
 
     def top(self) -> str:
-        """Return the version of the top directory: when it last changed, and a digest of what counts in it."""
-        return f"{os.fstat(self._descriptor).st_mtime_ns}-{_contents(self.directory, self.rules)}"
+        """Return the version of the top directory: when it last changed, and a digest of what counts in it.
+
+        Raises RunNotSettled if it has just gone, TarFailed if it cannot be read.
+        """
+        with _reading():
+            return f"{os.fstat(self._descriptor).st_mtime_ns}-{_contents(self.directory, self.rules)}"
 
     def is_in_place(self) -> bool:
         """Say whether the run's path still leads to the held directory."""
@@ -175,8 +189,7 @@ class Source:
                         "system reports, and tar reads no more than that: look at this file system"
                     )
         except OSError as error:
-            words = f"cannot read '{_shown(error)}': {error.strerror}; let this user read it"
-            survey.trouble = survey.trouble or TarFailed(words)
+            survey.trouble = survey.trouble or _unreadable(error)
         return survey.listing(len(os.fsencode(self.run.name)))
 
     def status(self, path: bytes) -> os.stat_result:
@@ -184,9 +197,12 @@ class Source:
         return os.stat(path, dir_fd=self._descriptor, follow_symlinks=False)
 
     def has_data(self, path: bytes, moved: Callable[[int], object]) -> bool:
-        """Say whether the file `./...` has a byte that is not 0. `moved` is told of bytes read, and may raise."""
+        """Say whether the file `./...` has a byte that is not 0. `moved` is told of bytes read, and may raise.
+
+        Raises RunNotSettled if the file has just gone, TarFailed if it cannot be read.
+        """
         zeros = bytes(READ_BYTES)
-        with self._opened(path) as descriptor:
+        with _reading(), self._opened(path) as descriptor:
             while data := os.read(descriptor, READ_BYTES):
                 moved(0)
                 if data != (zeros if len(data) == READ_BYTES else zeros[: len(data)]):
@@ -208,23 +224,36 @@ class Source:
 
         A file system may report no blocks for a file with content, or one inode number for two files. tar would
         then store holes, or a link, in place of the content. `moved` is told of bytes read, and may raise.
+        Raises RunNotSettled for a file that has just gone, TarFailed for one that cannot be read.
         """
-        holes = listing.has_holes and not any(self.has_data(path, moved) for path in self._without_blocks())
-        links = listing.has_links and all(self._are_equal(*pair, moved) for pair in self._linked())
+        with _reading():
+            holes = listing.has_holes and not any(self.has_data(path, moved) for path in self._without_blocks())
+            links = listing.has_links and self._are_links_real(moved)
         return (
             *(("--sparse", "--hole-detection=raw") if holes else ()),
             *(() if links else ("--hard-dereference",)),
         )
 
-    def are_linked(self, path: bytes, other: bytes) -> bool:
-        """Say whether two paths `./...` name one file."""
-        with suppress(OSError):
-            return _identity(self.status(path)) == _identity(self.status(other))
-        return False
+    def size_of_linked(self, path: bytes, other: bytes) -> int | None:
+        """Return the size of the file that two paths `./...` name; None unless they do, and had equal contents.
+
+        The contents are those that `tar_options` has compared.
+        """
+        try:
+            status = self.status(path)
+            is_one = _identity(status) == _identity(self.status(other))
+        except OSError:
+            return None
+        is_proven = all(self._proven.find(_name_of(status, each)) is not None for each in (path, other))
+        return status.st_size if is_one and is_proven else None
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the run itself and all that tar reads in it. Raises OSError."""
-        return self._walk(_Survey(self.rules))
+        """Yield the run itself and all that tar reads in it.
+
+        Raises RunNotSettled for a file that has just gone, TarFailed for what cannot be read.
+        """
+        with _reading():
+            yield from self._walk(_Survey(self.rules))
 
     def files(self) -> Iterator[Entry]:
         """Yield all regular files that tar reads."""
@@ -248,6 +277,17 @@ class Source:
                     yield first[identity], entry.path
                 first.setdefault(identity, entry.path)
 
+    def _are_links_real(self, moved: Callable[[int], object]) -> bool:
+        proven = _Hashes()
+        for path, other in self._linked():
+            if not self._are_equal(path, other, moved):
+                return False
+            for each in (path, other):
+                proven.add(_name_of(self.status(each), each))
+        proven.close()
+        self._proven = proven
+        return True
+
     def _are_equal(self, path: bytes, other: bytes, moved: Callable[[int], object]) -> bool:
         with self._opened(path) as one, self._opened(other) as two:
             while data := os.read(one, READ_BYTES):
@@ -261,7 +301,8 @@ class Source:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, dir_fd=self._descriptor)
         try:
-            yield descriptor
+            with _named(path):
+                yield descriptor
         finally:
             os.close(descriptor)
 
@@ -281,7 +322,8 @@ class Source:
                     survey.excluded += 1
                     continue
                 try:
-                    status = entry.stat(follow_symlinks=False)
+                    with _named(encoded):
+                        status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # it has just been removed: the next listing differs from this one
                 kind = _KINDS[stat.S_IFMT(status.st_mode)]
@@ -294,12 +336,14 @@ class Source:
         try:
             descriptor = os.open(directory, flags, dir_fd=self._descriptor)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in _GONE or error.errno == errno.ENAMETOOLONG:  # which the listing refuses by itself
                 return
             raise
         try:
-            with os.scandir(descriptor) as entries:
+            with _named(os.fsencode(directory)), os.scandir(descriptor) as entries:
                 yield from entries
+        except FileNotFoundError:
+            return  # it has just been removed
         finally:
             os.close(descriptor)
 
@@ -369,20 +413,22 @@ class Stillness:
 
     def seconds_left(self) -> float:
         """Return how long to wait until the source, if nothing changes, has been quiet for long enough."""
-        since_change = self._now() - self.first.newest_ns / 1e9
-        if since_change >= self._quiet_seconds:
+        if self._seconds_since_change() >= self._quiet_seconds:
             return 0.0
         return max(self._quiet_seconds - (self._clock() - self.listed_at), 0.0)
 
     def require_quiet(self) -> None:
         """Raise RunNotSettled if the run is being transferred, or has changed within the quiet time."""
         self.require_no_transfer()
-        since_change = self._now() - self.first.newest_ns / 1e9
+        since_change = self._seconds_since_change()
         if since_change < self._quiet_seconds:
             raise RunNotSettled(
-                f"'{self.first.newest}' changed {max(since_change, 0):.0f} s ago, and quiet_period is "
-                f"{self._quiet_seconds:g} s"
+                f"'{self.first.newest}' changed {since_change:.0f} s ago, and quiet_period is {self._quiet_seconds:g} s"
             )
+
+    def _seconds_since_change(self) -> float:
+        # Where the file system's clock is ahead of ours, a change may lie in our future.
+        return max(self._now() - self.first.newest_ns / 1e9, 0.0)
 
     def require_no_transfer(self) -> None:
         """Raise RunNotSettled if there is a file of a transfer in progress."""
@@ -404,11 +450,19 @@ class Stillness:
         listing = self.source.list(with_ends)
         if listing.digest != self.first.digest:
             raise RunNotSettled(
-                f"the run has changed since tar began: {self.first.entries} entries then, {listing.entries} now; the "
-                f"newest change is to '{listing.newest}'"
+                f"the run has changed since tar began: {self.first.entries} entries then, {listing.entries} now; "
+                + (self._new() or f"the newest change is to '{listing.newest}'")
             )
         if listing.trouble:
             raise listing.trouble
+
+    def _new(self) -> str:
+        """Name an entry that `first` does not have like this; empty if there is none."""
+        with suppress(RunNotSettled, TarFailed):
+            for entry in self.source.entries():
+                if entry.kind is not Kind.SOCKET and self.source.rules.counts(entry) and not self.first.has(entry):
+                    return f"'{os.fsdecode(entry.path)}' is new, or has another type or size"
+        return ""
 
 
 class _Hashes:
@@ -468,7 +522,7 @@ class _Survey:
             self._longest, self._longest_path = len(entry.path), entry.path
         if entry.kind is Kind.FILE:
             self._add_file(entry)
-        if entry.path == b"." or (entry.is_top and self._rules.tolerates(entry.name)):
+        if not self._rules.counts(entry):
             return
         if entry.kind is not Kind.SOCKET:  # tar leaves sockets out, and says so
             self._hashes.add(_hash(entry.path, entry.kind, status.st_size))
@@ -529,6 +583,11 @@ def _number(status: os.stat_result) -> int:
     return int.from_bytes(blake2b(b"%d %d" % _identity(status), digest_size=8, key=_SALT).digest(), "big")
 
 
+def _name_of(status: os.stat_result, path: bytes) -> int:
+    words = b"%d %d %s" % (*_identity(status), path)
+    return int.from_bytes(blake2b(words, digest_size=8, key=_SALT).digest(), "big")
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -540,6 +599,30 @@ def _read_exactly(descriptor: int, size: int) -> bytes:
     return data
 
 
+@contextmanager
+def _named(path: bytes) -> Iterator[None]:
+    """Let an OSError name the entry `./...`: a read of a descriptor names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE:
+            raise RunNotSettled(f"'{_shown(error)}' was removed or replaced while it was read") from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> TarFailed:
+    return TarFailed(f"cannot read '{_shown(error)}': {error.strerror}; {remedy(error, 'let this user read it')}")
+
+
 def _shown(error: OSError) -> str:
     return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the run"
 
@@ -549,8 +632,22 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _tars(patterns: Sequence[str]) -> re.Pattern[bytes] | None:
-    if not patterns:
-        return None
     flags = wildcards.CASE | wildcards.DOTMATCH
-    found = [wildcards.translate(os.fsencode(pattern), flags=flags)[0] for pattern in patterns]
-    return re.compile(b"|".join(each for several in found for each in several))
+    meant = [_without_a_loose_escape(os.fsencode(pattern)) for pattern in patterns]
+    found = [wildcards.translate(pattern, flags=flags)[0] for pattern in meant if pattern is not None]
+    return re.compile(b"|".join(each for several in found for each in several)) if found else None
+
+
+def _without_a_loose_escape(pattern: bytes) -> bytes | None:
+    """Return a pattern with the meaning that tar gives it when a single backslash ends it.
+
+    That is a backslash in a pattern without wildcards. One with wildcards matches nothing then: None.
+    """
+    plain = _ESCAPED.sub(b"", pattern)
+    if not plain.endswith(b"\\"):
+        return pattern
+    return None if _WILDCARD.search(plain) else pattern + b"\\"
+
+
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_WILDCARD = re.compile(rb"[*?[]")

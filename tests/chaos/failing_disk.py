@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-READY_SECONDS = 20.0
+from fuse_server import served
 
 SERVER = """
 import os, sys, time
@@ -75,10 +71,6 @@ mfusepy.FUSE(Disk(), mountpoint, foreground=True, nothreads=False, attr_timeout=
 """
 
 
-class Unavailable(Exception):
-    """No FUSE can be had on this machine; the text says why."""
-
-
 class Disk:
     """The mounted directory `path`; `fail` says which operations fail, `hang` which is to hang, `log` what was done."""
 
@@ -119,28 +111,10 @@ def failing_disk(path: Path, work: Path, real: Path | None = None) -> Iterator[D
 
     Raises Unavailable.
     """
-    if not Path("/dev/fuse").exists():
-        raise Unavailable("there is no /dev/fuse")
     log, orders, real = work / "operations", work / "orders", real or work / "real"
-    for directory in (path, work, real):
+    for directory in (work, real):
         directory.mkdir(parents=True, exist_ok=True)
     log.touch()
     orders.touch()
-    command = [sys.executable, "-c", SERVER, *map(str, (real, path, log, orders))]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    try:
-        _await_mount(path, server)
+    with served(path, SERVER, real, path, log, orders):
         yield Disk(path, log, orders)
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True)
-        server.kill()  # what still hangs ends with it
-        server.wait()
-
-
-def _await_mount(path: Path, server: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + READY_SECONDS
-    while not os.path.ismount(path):
-        if server.poll() is not None or time.monotonic() > limit:
-            words = server.stderr.read() if server.stderr and server.poll() is not None else b"it does not answer"
-            raise Unavailable(f"FUSE does not run: {words.decode(errors='replace').strip()[-300:]}")
-        time.sleep(0.02)

@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import pytest
 from facility import Site, assert_same_tree
-from failing_disk import Disk, Unavailable, failing_disk
+from failing_disk import Disk, failing_disk
+from fuse_server import Unavailable
 from workbench import Bench, no_pauses
 
 from watcher.worker import Outcome

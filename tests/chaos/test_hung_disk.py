@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import pytest
 from facility import Site, Systemd, wait_until
-from failing_disk import Disk, Unavailable, failing_disk
+from failing_disk import Disk, failing_disk
+from fuse_server import Unavailable
 from gate import Gate
 from hall import Hall
 
