@@ -16,7 +16,8 @@ from watcher.errors import StatusDBUnavailable
 from watcher.intake import BATCH, Intake, Noticed
 from watcher.metrics import Metrics
 from watcher.model import Document, Run
-from watcher.sentinels import Sighting, State
+from watcher.sentinels import SENTINEL, Policy, Sighting, State, inspect
+from watcher.source import Rules, hold
 from watcher.statusdb import StatusDB, path_of
 from watcher.statusdb.sqlite import SQLiteStore
 
@@ -490,3 +491,84 @@ def test_events_and_rescans_at_once_register_each_run_exactly_once(
     assert len(registered) == len(set(registered)) == 600
     assert sum(desk.metrics.counts().values()) == 600
     assert desk.statusdb.count_by_status() == {"pending": 600}
+
+
+def archived(desk: Desk, directory: Path) -> tuple[Run, Path]:
+    """Make a run that is archived, as far as its document says; return it, and its sentinel."""
+    run = Run(directory / "A" / "run_001")
+    run.path.mkdir(parents=True)
+    (run.path / SENTINEL).touch()
+    os.utime(run.path / SENTINEL, (1, 1))
+    desk.rescan(seen(run))
+    pending = desk.statusdb.get(run.name)
+    assert pending is not None
+    with hold(run, Rules()) as source:
+        archive = {"sentinel": source.sentinel(), "top": source.top()}
+    desk.store.put({**pending, "status": "encrypted", "archive": archive})
+    desk.rescan(seen(run))
+    return run, run.path / SENTINEL
+
+
+def seen(run: Run) -> Sighting:
+    found = inspect(run.path, Policy.PRESENCE)
+    assert found.version is not None
+    return found
+
+
+def is_marked(desk: Desk) -> bool:
+    document = desk.statusdb.get("run_001")
+    return document is not None and "changed_since" in document
+
+
+@pytest.mark.parametrize("noticed", ["rescan", "event"])
+def test_an_archived_run_that_changes_is_marked_and_told_once(
+    noticed: str, desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, sentinel = archived(desk, tmp_path)
+    assert not is_marked(desk)
+    sentinel.touch()
+    getattr(desk, noticed)(seen(run))
+    assert is_marked(desk)
+    calls = len(desk.store.calls)
+    desk.rescan(seen(run))
+    assert len(desk.store.calls) == calls  # a rescan asks the database nothing about what has not changed
+    assert caplog.messages == [
+        f"'{run.path}' is not what was archived any more: its sentinel was written again; keep it, and see `changed` "
+        "in the README"
+    ]
+
+
+def test_a_change_is_marked_by_the_next_rescan_where_the_database_was_away(desk: Desk, tmp_path: Path) -> None:
+    run, sentinel = archived(desk, tmp_path)
+    sentinel.touch()
+    for away_at in (1, 2):  # at the question, at the write
+        desk.store.away_at = len(desk.store.calls) + away_at
+        with pytest.raises(StatusDBUnavailable):
+            desk.rescan(seen(run))
+        assert not is_marked(desk)
+    desk.rescan(seen(run))
+    assert is_marked(desk)
+
+
+def test_a_run_of_the_same_name_elsewhere_is_not_compared(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    archived(desk, tmp_path)
+    other = Run(tmp_path / "B" / "run_001")
+    other.path.mkdir(parents=True)
+    (other.path / SENTINEL).touch()
+    desk.rescan(seen(other))
+    assert not is_marked(desk)
+    (said,) = caplog.messages
+    assert "collision" in said
+
+
+def test_a_document_of_an_earlier_version_says_nothing_of_a_change(desk: Desk, tmp_path: Path) -> None:
+    run, sentinel = archived(desk, tmp_path)
+    document = desk.statusdb.get("run_001")
+    assert document is not None
+    desk.store.put({**document, "archive": {}})
+    sentinel.touch()
+    (run.path / "late").touch()
+    desk.event(seen(run))
+    assert not is_marked(desk)

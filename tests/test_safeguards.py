@@ -142,7 +142,7 @@ SAFEGUARDS = {
     ),
     "what is adopted is no older than the sentinel": Safeguard(
         "worker.py",
-        "if sentinel not in (None, archive.sentinel) and not self._shelf.has_begun(name):",
+        "if not _is_of(archive, still):",
         "if False:",
         "test_worker.py::test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile"
         "[before it publishes]",
@@ -155,8 +155,8 @@ SAFEGUARDS = {
     ),
     "what came after our claim is spared even by one who sleeps at it": Safeguard(
         "worker.py",
-        "return self._attempt(replace(claim, former=former), lease, job)",
-        "return self._attempt(replace(claim, former=self._shelf.former(run.name)), lease, job)",
+        "return self._attempt(replace(claim, former=former), lease, job, still)",
+        "return self._attempt(replace(claim, former=self._shelf.former(run.name)), lease, job, still)",
         "test_worker.py::test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_successor_alone",
     ),
     "a manifest goes first": Safeguard(

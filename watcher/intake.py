@@ -200,8 +200,6 @@ class Intake:
             with self._lock:
                 known = {document["_id"]: str(path_of(document)) for document in registration.known}
                 self._known |= {name: path for name, path in known.items() if path in paths}
-                versions = {sighting.run.name: hash(sighting.version) for sighting in sightings}
-                self._versions |= {name: versions[name] for name in known if name in versions}
                 if self._forgotten == forgotten:
                     self._doubtful -= names
                 else:
@@ -218,20 +216,24 @@ class Intake:
             else:
                 self._told.pop(run.path, None)
             self._handled(run.path)
-        documents = {document["_id"]: document for document in registration.known}
-        for sighting in sightings:
-            self._compare(sighting, documents.get(sighting.run.name))
+        self._compare_all(sightings, registration.known)
         # Offered last: if a run turns out not to be ready any more, it is watched again, and stays so.
         for document in registration.known:
             if model.status_of(document) is Status.PENDING:
                 self._offer(document)
 
-    def _compare(self, sighting: Sighting, document: Document | None) -> None:
+    def _compare_all(self, sightings: list[Sighting], documents: Iterable[Document]) -> None:
+        by_path = {path_of(document): document for document in documents}
+        for sighting in sightings:
+            if sighting.run.path in by_path:
+                self._compare(sighting, by_path[sighting.run.path])
+                with self._lock:  # not before: with the database away, the next rescan compares again
+                    self._versions[sighting.run.name] = hash(sighting.version)
+
+    def _compare(self, sighting: Sighting, document: Document) -> None:
         """Say in the log and in the document if an archived run is not what was archived any more."""
         run, version = sighting.run, sighting.version
-        if document is None or version is None or path_of(document) != run.path:
-            return
-        if model.status_of(document) is not Status.ENCRYPTED:
+        if version is None or model.status_of(document) is not Status.ENCRYPTED:
             return
         archive = document.get("archive") or {}
         was = archive.get("sentinel")
