@@ -209,6 +209,61 @@ SAFEGUARDS = {
         "",
         "test_archive.py::test_a_tar_that_is_killed_has_failed_though_its_stream_ended",
     ),
+    "what tar left out is missed": Safeguard(
+        "tar.py",
+        "        self._completeness.require()\n",
+        "",
+        "test_completeness.py::test_a_tar_that_excludes_more_than_the_patterns_is_refused",
+    ),
+    "the run is listed again before its archive has its name": Safeguard(
+        "worker.py",
+        "            if not self._shelf.has_begun(claim.run.name):\n                still.require()",
+        "            if False:\n                still.require()",
+        "test_settled.py::test_whatever_changes_before_the_archive_has_its_name_means_not_settled"
+        "[a late file-once it has its manifest]",
+    ),
+    "files are read to their end": Safeguard(
+        "worker.py",
+        "still.require(with_ends=True)",
+        "still.require()",
+        "test_lying_disk.py::test_a_file_with_more_content_than_its_size_says_is_refused",
+    ),
+    "a run is quiet before its archive has its name": Safeguard(
+        "worker.py",
+        "            self._await_quiet(still, job)\n            self._publish",
+        "            self._publish",
+        "test_settled.py::test_a_run_that_has_just_come_is_recorded_when_it_has_been_quiet",
+    ),
+    "a hole is one by its content": Safeguard(
+        "source.py",
+        "holes = listing.has_holes and not any(self.has_data(path, moved) for path in self._without_blocks())",
+        "holes = listing.has_holes",
+        "test_lying_disk.py::test_a_file_whose_blocks_are_not_counted_is_no_hole[0-a hole]",
+    ),
+    "a hard link is one by its content": Safeguard(
+        "source.py",
+        "links = listing.has_links and self._are_links_real(moved)",
+        "links = listing.has_links",
+        "test_lying_disk.py::test_files_of_different_lengths_with_one_inode_number_both_keep_their_content",
+    ),
+    "tar starts in the held directory": Safeguard(
+        "tar.py",
+        "cwd=still.source.directory,",
+        "cwd=still.source.run.path,",
+        "test_source.py::test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_started",
+    ),
+    "a wrapped key is for the recipient alone": Safeguard(
+        "crypto.py",
+        "        recipient.require(wrapped)\n",
+        "",
+        "test_receiver.py::test_a_subkey_named_without_the_mark_that_gpg_does_not_choose_is_refused",
+    ),
+    "a child's exit status is ours": Safeguard(
+        "process.py",
+        "    _reset_signals()\n    os.umask",
+        "    os.umask",
+        "test_process.py::test_a_tar_that_failed_has_failed_though_the_parent_ignores_its_children",
+    ),
     "a restored member passes through no link": Safeguard(
         "unpacking.py",
         "if parent is not Kind.DIRECTORY:",

@@ -95,7 +95,7 @@ CHANGES: dict[str, Change] = {
 Moment = Callable[[Bench, Callable[[], object]], Bench]
 
 MOMENTS: dict[str, Moment] = {
-    "once tar has read it": lambda bench, change: bench.with_shelf("staged_archive", change, after=True),
+    "before tar starts": lambda bench, change: bench.with_shelf("staged_archive", change, after=True),
     "once the archive is proven": lambda bench, change: bench.with_shelf("stage_key", change),
     "once it has its manifest": lambda bench, change: bench.with_shelf("stage_manifest", change, after=True),
 }
@@ -202,7 +202,7 @@ def test_a_run_that_has_changed_is_not_read_again_before_it_is_quiet(
     run = bench.ready_run()
     late = (run.path / "late").touch
     patient = bench.other(quiet_period=3600.0, retry_delay=60.0)
-    assert MOMENTS["once tar has read it"](patient, late).work(run) is Outcome.RELEASED
+    assert MOMENTS["before tar starts"](patient, late).work(run) is Outcome.RELEASED
     bench.now.advance(3600)
     caplog.clear()
     assert patient.work(run) is Outcome.RELEASED

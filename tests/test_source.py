@@ -644,6 +644,28 @@ def test_the_archive_is_of_the_directory_that_was_inspected_though_another_stood
     assert_same_tree(run.path, site.restore(run.name))
 
 
+def test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_started(
+    site: Site, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench.of(site)
+    run = bench.ready_run()
+    moved = tmp_path / "moved"
+
+    def exchange() -> None:
+        run.path.rename(moved)
+        shutil.copytree(elsewhere, run.path)
+
+    program = tmp_path / "bin" / "tar"
+    program.parent.mkdir()
+    put_back = f"rm -r '{run.path}'; mv '{moved}' '{run.path}'"
+    program.write_text(f'#!/bin/sh\n{put_back}\nexec {shutil.which("tar")} "$@"\n')
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        assert bench.with_shelf("staged_archive", exchange).work(run) is Outcome.ENCRYPTED
+    assert_same_tree(run.path, site.restore(run.name))
+
+
 def test_a_run_that_is_exchanged_and_not_put_back_is_given_back(
     site: Site, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,7 @@ def _read(path: Path) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"config file '{path}' is not UTF-8 at line {line}; save it as UTF-8") from None
     except OSError as error:
-        hint = "name another with -c FILE or $ARCHIVE_CONFIG; conf/df_archive.yaml is a sample"
+        hint = remedy(error, "name another with -c FILE or $ARCHIVE_CONFIG; conf/df_archive.yaml is a sample")
         raise ConfigError(f"config file '{path}' cannot be read: {error.strerror}; {hint}") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from logging_journald import JournaldTransport, check_journal_stream
 
-from watcher.errors import ConfigError
+from watcher.errors import ConfigError, remedy
 
 IDENTIFIER = "dataflow_archive"
 
@@ -34,7 +34,8 @@ def configure(level: str, log_file: Path | None = None) -> None:
         try:
             handlers.append(_text(LogFile(log_file, encoding="utf-8", errors="backslashreplace")))
         except OSError as error:
-            raise ConfigError(f"log_file: '{log_file}' cannot be written: {error.strerror}") from error
+            hint = remedy(error, "name a file that this user may write")
+            raise ConfigError(f"log_file: '{log_file}' cannot be written: {error.strerror}; {hint}") from error
     # A full disk under the log file must not stop the archiving, nor fill the journal with tracebacks.
     logging.raiseExceptions = False
     logging.basicConfig(level=level.replace("WARNING", "WARN"), handlers=handlers, force=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from watcher.errors import ConfigError
+from watcher.errors import ConfigError, remedy
 
 
 def lock_file(destination: Path, worker_id: str) -> Path:
@@ -28,7 +28,8 @@ def worker_lock(destination: Path, worker_id: str) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"destination_path: cannot make the lock file '{path}': {error.strerror}") from error
+        hint = remedy(error, "let this user make files there")
+        raise ConfigError(f"destination_path: cannot make the lock file '{path}': {error.strerror}; {hint}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -49,5 +50,6 @@ def mark(place: Path, worker_id: str) -> Path:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise ConfigError(f"run_keys_path: cannot make the file '{path}': {error.strerror}") from error
+        hint = remedy(error, "let this user make files there")
+        raise ConfigError(f"run_keys_path: cannot make the file '{path}': {error.strerror}; {hint}") from error
     return path

@@ -21,10 +21,10 @@ WANTED_DESCRIPTORS = 1024
 """The soft limit of open files is raised to this, if the hard limit allows it: Linux's usual default."""
 
 BASE_DESCRIPTORS = 32
-"""An estimate, not measured: what a watcher without a job has open, with room for a rescan and the log."""
+"""What a watcher without a job has open, and room for a rescan and the log. 21 were measured."""
 
 JOB_DESCRIPTORS = 16
-"""An estimate, not measured: a job's file, two pipes of tar, three of gpg, three files of SQLite, and room."""
+"""A job's directory and file, pipes of tar and gpg, files of SQLite, and room. 11 were measured: 107 with 8 jobs."""
 
 _DECISIVE = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 """SIGHUP is not here: who starts us with nohup(1) wants it ignored."""

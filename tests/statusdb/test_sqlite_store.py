@@ -28,6 +28,7 @@ from databases import (
     stored,
 )
 from facility import PATIENCE_SECONDS, never_stop, wait_until
+from host import mounted, no_descriptors
 from tracing import require_strace, traced
 
 from watcher.errors import ConfigError, StatusDBUnavailable
@@ -95,6 +96,20 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, co
 def test_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unable to open"):
         SQLiteFile(tmp_path).open().prepare()
+
+
+@pytest.mark.root
+def test_a_full_disk_is_named_with_what_helps(tmp_path: Path) -> None:
+    with mounted(tmp_path, "64k"):
+        (tmp_path / "rest").write_bytes(bytes(60 << 10))
+        with pytest.raises(ConfigError, match=r"(disk is full|I/O error); (free space|look at dmesg)"):
+            SQLiteFile(tmp_path / "status.db").open().prepare()
+
+
+def test_a_process_without_descriptors_is_told_of_its_limit(tmp_path: Path) -> None:
+    store = SQLiteFile(tmp_path / "status.db").open()
+    with no_descriptors(), pytest.raises(ConfigError, match=r"unable to open database file; .*ulimit -n"):
+        store.prepare()
 
 
 def test_looking_at_a_database_that_does_not_exist_makes_none(tmp_path: Path) -> None:

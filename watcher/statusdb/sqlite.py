@@ -112,9 +112,8 @@ class SQLiteStore:
                 return self._create()
             except sqlite3.Error as error:
                 if _primary(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise ConfigError(
-                        f"statusdb.url: SQLite file '{self._path}': {error}; is it a writable SQLite file?"
-                    ) from error
+                    hint = _HINTS.get(_primary(error), "is it a writable SQLite file?")
+                    raise ConfigError(f"statusdb.url: SQLite file '{self._path}': {error}; {hint}") from error
             if self._wait(LOOK_SECONDS):
                 break
         raise StatusDBUnavailable(f"SQLite file '{self._path}' is locked by another process")
@@ -311,6 +310,16 @@ class SQLiteStore:
             connection.close()
             raise
         return connection
+
+
+_HINTS = {
+    sqlite3.SQLITE_FULL: "free space on its file system, or raise this user's quota",
+    sqlite3.SQLITE_IOERR: "look at dmesg for its disk, and at this user's limits: ulimit -a",
+    sqlite3.SQLITE_CANTOPEN: "let this user make files in its directory, and see that ulimit -n is not too low",
+    sqlite3.SQLITE_READONLY: "let this user write the file and its directory",
+    sqlite3.SQLITE_NOMEM: "this machine has no memory left, or a limit is too low: ulimit -v",
+}
+"""What to do about SQLite's words when a file cannot be prepared."""
 
 
 def _identity(path: Path) -> tuple[int, int]:
