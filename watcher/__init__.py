@@ -6,6 +6,9 @@ Words, one a thing, in code, log, documents and README:
 - sentinel: `.metadata_rsync_exitcode` in the run directory; says that the run is complete
 - observer, rescan: the inotify side; a full listing that needs no events
 - run document, status database: the run's record; CouchDB, or SQLite for one machine
+- source: a run directory that is held open while it is archived; listing: what is in it at one moment
+- settled, quiet: nothing has changed since tar began; nothing has changed within `quiet_period`
+- changed: an archived run whose source is not what was archived any more
 - claim, claim token: the right to work on a run; the random token of this one acquisition
 - worker: a process of ours; `worker_id` is its host's name unless configured
 - lease: a claim kept alive by renewal; it can be lost
@@ -51,7 +54,15 @@ Where the code left the design it was built to, and why:
   waits for no run's disk. (`watcher.service`)
 - `intake` and `dispatcher` are rooms of their own beside the service: registering in bulk, and handing
   runs to free threads.
-- A run that changes under tar costs no attempt until `settle_limit`; tar's words are kept all the same.
+- A run that changes while it is archived costs no attempt until `settle_limit`. Three listings of the held directory
+  must be equal: before tar, after the proof, before the archive gets its name. (`watcher.source`, `watcher.worker`)
+- tar starts in the held directory, and `--transform` gives its members the run's name: a path could lead elsewhere by
+  then. (`watcher.tar`)
+- Each member of tar's stream is compared with the listing. The file system says which files may have holes or are
+  linked, the content decides: `--sparse` and hard links are used only if all of them are real.
+  (`watcher.completeness`, `watcher.source`)
+- Documents become checked values at one door; what is unreadable is set aside there. (`watcher.statusdb.door`)
+- `restore` walks an archive's headers before tar gets a byte of them. (`watcher.unpacking`, `watcher.members`)
 """
 
 __version__ = "0.1.0"
