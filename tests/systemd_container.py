@@ -354,9 +354,9 @@ def _name() -> str:
 
 
 def _nspawn(tree: Tree, name: str, options: Sequence[str]) -> list[str]:
-    """`--register=no --keep-unit`: without a systemd on the host, too."""
+    """`--register=no --keep-unit`: without a systemd on the host, too. /tmp lies on the disk: memory is too small."""
     always = [f"--directory={tree.path}", f"--machine={name}", "--register=no", "--keep-unit"]
-    return ["systemd-nspawn", *always, *options]
+    return ["env", "SYSTEMD_NSPAWN_TMPFS_TMP=0", "systemd-nspawn", *always, *options]
 
 
 def _read_only(binds: Mapping[str, Path]) -> list[str]:
