@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from watcher.demo import RESTORE
-from watcher.model import Document
-from watcher.sentinels import SENTINEL
+from watcher.commands.demo import RESTORE
+from watcher.model.values import Document
+from watcher.source.sentinel import SENTINEL
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore

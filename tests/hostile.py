@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from watcher import crypto
-from watcher.archive import Shelf
+from watcher import openpgp
+from watcher.archiving.publication import Shelf
 from watcher.job import Job
-from watcher.model import Archive, Document, Run, Status
+from watcher.model.values import Archive, Document, Run, Status
 
 RUN = "run_001"
 TOKEN = "f" * 32
@@ -113,14 +113,14 @@ class Forgery:
 
     def store(self, content: bytes, run_name: str = RUN) -> Document:
         """Store `content` as the archive of a run; return its document."""
-        key, job = crypto.FileKey.generate(), Job(Run(Path(run_name)))
+        key, job = openpgp.FileKey.generate(), Job(Run(Path(run_name)))
         file = self.shelf.final_archive(run_name)
         with file.open("wb") as output:
-            crypto.encrypt(io.BytesIO(content), key, output.write, job, self.home)
-        recipient = crypto.find_recipient("ops@example.org", self.home)
-        self.shelf.final_key(run_name).write_bytes(crypto.wrap(key, recipient, self.home))
+            openpgp.encrypt(io.BytesIO(content), key, output.write, job, self.home)
+        recipient = openpgp.find_recipient("ops@example.org", self.home)
+        self.shelf.final_key(run_name).write_bytes(openpgp.wrap(key, recipient, self.home))
         with file.open("rb") as stored:
-            digest, plain = crypto.validate(stored.read, key, job, self.home)
+            digest, plain = openpgp.validate(stored.read, key, job, self.home)
         archive = Archive(
             file.name, digest.size, digest.sha256, plain.sha256, plain.size, self.shelf.final_key(run_name).name, "",
             recipient.fingerprint, 1, token=TOKEN,

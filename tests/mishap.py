@@ -16,7 +16,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from watcher.sentinels import SENTINEL
+from watcher.source.sentinel import SENTINEL
 
 SLOW_SECONDS = 1.0
 

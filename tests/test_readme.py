@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from watcher import config, errors
-from watcher.config import Config, StatusDBConfig
-from watcher.demo import RESTORE
-from watcher.model import TRANSITIONS, Status
+from watcher.commands.demo import RESTORE
+from watcher.config.schema import Config, StatusDBConfig
+from watcher.model.documents import TRANSITIONS
+from watcher.model.values import Status
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

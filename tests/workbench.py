@@ -11,12 +11,12 @@ from typing import Any
 
 from facility import Site
 
-from watcher.archive import Shelf
-from watcher.lease import LeaseKeeper
-from watcher.model import Document, Run
+from watcher.archiving.lease import LeaseKeeper
+from watcher.archiving.publication import Shelf
+from watcher.archiving.worker import Outcome, Settings, Worker
+from watcher.model.values import Document, Run
 from watcher.statusdb import StatusDB
 from watcher.statusdb.store import DocumentStore
-from watcher.worker import Outcome, Settings, Worker
 
 KILLED = 137
 """What a child process exits with that died in the middle of its work."""

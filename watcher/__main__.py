@@ -12,7 +12,7 @@ def main() -> None:
     process.open_standard_streams()
     # A library may keep a file open from its import on (libffi does, on Debian forky). With a standard stream closed,
     # the file would get the stream's number.
-    from watcher.cli import run  # noqa: PLC0415
+    from watcher.commands import run  # noqa: PLC0415
 
     sys.exit(run(sys.argv[1:]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from facility import Daemon, Site, assert_same_tree
 
-from watcher.sentinels import SENTINEL
+from watcher.source.sentinel import SENTINEL
 
 
 def shell(script: str) -> Callable[[Path], None]:

@@ -17,8 +17,8 @@ import yaml
 from couchdb_server import Database
 from facility import Daemon, Site, assert_same_tree, gpg, never_stop, wait_until
 
-from watcher.archive import Shelf
-from watcher.model import Document
+from watcher.archiving.publication import Shelf
+from watcher.model.values import Document
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 

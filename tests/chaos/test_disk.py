@@ -15,8 +15,8 @@ from facility import Site, assert_same_tree, gpg, wait_until
 from hall import Hall, mounted
 from workbench import Bench, no_pauses
 
-from watcher.archive import Shelf
-from watcher.worker import Outcome
+from watcher.archiving.publication import Shelf
+from watcher.archiving.worker import Outcome
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root]
 

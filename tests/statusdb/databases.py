@@ -17,7 +17,7 @@ from couchdb_server import Database
 from facility import PATIENCE_SECONDS, never_stop
 
 from watcher.errors import StatusDBUnavailable
-from watcher.model import Document, Run
+from watcher.model.values import Document, Run
 from watcher.statusdb import StatusDB
 from watcher.statusdb.couchdb import CouchDBStore, Login
 from watcher.statusdb.sqlite import SQLiteStore

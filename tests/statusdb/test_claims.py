@@ -31,7 +31,7 @@ from databases import (
 from fault_proxy import Fault, FaultProxy, Request
 
 from watcher.errors import ClaimLost, NoSpace, RunNotSettled, StatusDBUnavailable, TarFailed, UnknownRun
-from watcher.model import Archive, Claim, Document, Phase, Progress, Run, Status
+from watcher.model.values import Archive, Claim, Document, Phase, Progress, Run, Status
 from watcher.statusdb import PAUSES_SECONDS, StatusDB, path_of
 from watcher.statusdb.store import DocumentStore
 

@@ -43,7 +43,7 @@ from facility import PATIENCE_SECONDS
 from fault_proxy import Fault, FaultProxy, Request
 
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable, WatcherError
-from watcher.model import Archive, Document, Run, Status
+from watcher.model.values import Archive, Document, Run, Status
 from watcher.statusdb import PAUSES_SECONDS, StatusDB
 from watcher.statusdb.couchdb import DESIGN_DOCUMENT, REFUSED_SECONDS, CouchDBStore, Login
 from watcher.statusdb.store import Conflict, FeedLost

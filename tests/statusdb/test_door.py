@@ -16,11 +16,11 @@ from couchdb_server import Database
 from databases import RUN, CouchDatabase, Pauses, SQLiteFile, login_of, new_document, statusdb_of
 from forged import DEEP, HUGE, INFINITE, SURROGATE, ForgingProxy, forge
 
-from watcher import archive, model
-from watcher.archive import Shelf
-from watcher.debris import Sweeper
+from watcher import model
+from watcher.archiving.garbage import Sweeper
+from watcher.archiving.publication import Shelf
 from watcher.errors import ClaimLost, UnknownRun
-from watcher.model import Archive, Document, Phase, Progress, Run, Status
+from watcher.model.values import Archive, Document, Phase, Progress, Run, Status
 from watcher.statusdb import StatusDB, door
 from watcher.statusdb.door import MAX_REMEMBERED, Door, checked
 from watcher.statusdb.store import Changes, DocumentStore, Unreadable
@@ -149,10 +149,6 @@ def test_a_run_document_in_another_form_than_ours_is_unreadable(fields: Document
     found = checked({**GOOD, **fields})
     assert isinstance(found, Unreadable)
     assert words in found.reason
-
-
-def test_the_door_lets_in_the_names_that_archives_can_have() -> None:
-    assert door.MAX_RUN_NAME_BYTES == archive.MAX_RUN_NAME_BYTES
 
 
 @pytest.mark.parametrize("mark", [DEEP, HUGE, INFINITE, SURROGATE])

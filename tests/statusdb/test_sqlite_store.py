@@ -32,7 +32,7 @@ from host import mounted, no_descriptors
 from tracing import require_strace, traced
 
 from watcher.errors import ConfigError, StatusDBUnavailable
-from watcher.model import Status
+from watcher.model.values import Status
 from watcher.statusdb.sqlite import LOOK_SECONDS, SQLiteStore
 from watcher.statusdb.store import Conflict, FeedLost
 

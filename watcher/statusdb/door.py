@@ -24,9 +24,6 @@ from watcher.statusdb.store import Found, Unreadable
 MAX_DEPTH = 100
 """Objects and arrays within each other. Python's JSON modules fail at some hundreds, sooner when called deep down."""
 
-MAX_RUN_NAME_BYTES = 247
-"""As in `archive`: what a file name leaves beside `.tar.gpg`."""
-
 MAX_REMEMBERED = 10_000
 """Unreadable documents. Those beyond it are set aside as well, but neither named nor shown."""
 
@@ -83,7 +80,7 @@ def _inner(value: Any) -> Iterable[Any]:
 
 def _misnamed(name: str) -> str:
     is_usable = name not in ("", ".", "..") and not name.startswith("_") and "/" not in name and "\0" not in name
-    return "" if is_usable and len(name.encode()) <= MAX_RUN_NAME_BYTES else "_id is not the name of a run"
+    return "" if is_usable and len(name.encode()) <= model.MAX_RUN_NAME_BYTES else "_id is not the name of a run"
 
 
 def _misplaced(path: Any, name: str) -> str:
@@ -120,7 +117,7 @@ def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check], within: str, 
 
 def _foreign(archive: Mapping[str, Any], name: str) -> str:
     """Say which part of an archive is not named as we name it: these become parts of paths."""
-    for field, suffix in (("file", ".tar.gpg"), ("key_file", ".key.gpg")):
+    for field, suffix in (("file", model.ARCHIVE_SUFFIX), ("key_file", model.KEY_SUFFIX)):
         if archive.get(field, name + suffix) != name + suffix:
             return f"archive.{field} is not <_id>{suffix}"
     if "token" in archive and not _TOKEN.fullmatch(archive["token"]):

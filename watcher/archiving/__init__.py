@@ -1,0 +1,15 @@
+"""From a claim to a record: one run is packed, encrypted, proven, and given its final names.
+
+`Worker.work` is the whole story of a run. `ArchiveStore` is the one place that names, adopts and removes archives;
+`LeaseKeeper` keeps claims alive, and `StaleClaims` finds those whose holder has died. `StagedFileCollector` removes
+what no claim wants any more. The daemon calls this folder; the folder knows nothing of how runs are discovered.
+"""
+
+from __future__ import annotations
+
+from watcher.archiving.garbage import Sweeper
+from watcher.archiving.lease import LeaseKeeper, StaleClaims
+from watcher.archiving.publication import Shelf
+from watcher.archiving.worker import Outcome, Settings, Worker, growing_pauses
+
+__all__ = ["LeaseKeeper", "Outcome", "Settings", "Shelf", "StaleClaims", "Sweeper", "Worker", "growing_pauses"]

@@ -1,0 +1,167 @@
+"""Files on the destination: written down to the disk, named without taking another's name, read back."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from watcher.archiving.names import STAGED
+from watcher.errors import ClaimLost, NoSpace
+
+logger = logging.getLogger(__name__)
+
+
+READ_BYTES = 1 << 20
+"""Read at once when a stored file is hashed."""
+
+_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no hard links."""
+
+
+@contextmanager
+def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
+    """Open a new file that is on the disk when the context ends, and gone if that fails.
+
+    `mode` is narrowed by the umask. Raises NoSpace for whatever keeps it from being written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with disk_trouble("write", path):
+        descriptor = os.open(path, flags, mode)
+    try:
+        yield StagedFile(path, descriptor)
+        with disk_trouble("write", path):
+            os.fsync(descriptor)
+    except BaseException:
+        remove(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class StagedFile:
+    """A file that is being written; `write` writes everything or raises NoSpace."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`."""
+        view = memoryview(data)
+        with disk_trouble("write", self._path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a stored file to be read from the disk itself: what the page cache has of it is dropped first.
+
+    Raises NoSpace when the disk does not give it back.
+    """
+    with disk_trouble("read", path), open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield file
+
+
+@contextmanager
+def disk_trouble(verb: str, path: Path) -> Iterator[None]:
+    """Raise NoSpace for an OSError in the context; it says what could not be done to which path."""
+    try:
+        yield
+    except OSError as error:
+        raise NoSpace(f"cannot {verb} '{path}': {error.strerror or error}") from error
+
+
+def given_name(staged: Path, final: Path) -> bool:
+    """Give a staged file its final name too; return False if a file, this or another, has it already."""
+    try:
+        _link(staged, final)
+    except FileExistsError:
+        return _are_one(staged, final)
+    except FileNotFoundError:
+        if os.path.lexists(final):
+            return False
+        raise ClaimLost(f"'{staged.name}' is gone: another worker has taken the run over") from None
+    except OSError as error:
+        raise NoSpace(f"cannot name '{final}': {error.strerror}") from error
+    return True
+
+
+def _link(staged: Path, final: Path) -> None:
+    try:
+        # Unlike a rename, a link never takes a name from another file.
+        os.link(staged, final)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS or os.path.lexists(final):
+            raise
+        os.rename(staged, final)
+
+
+def content_of(path: Path) -> bytes:
+    """Return what is in a file; nothing for one that is not there. Raises NoSpace."""
+    with disk_trouble("read", path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+
+def _are_one(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file of ours if it is there; say so if it stays. Whoever claims the run next tries again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("cannot remove '%s' now: %s", path, error.strerror)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Write a directory's entries to the disk. Raises NoSpace when that fails."""
+    with disk_trouble("write", directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256_of(path: Path, moved: Callable[[int], object]) -> str | None:
+    """Return a regular file's SHA-256 in hex, None if there is none. `moved` is told of bytes. Raises NoSpace."""
+    try:
+        with open(path, "rb", opener=_no_follow, buffering=0) as file:
+            digest = hashlib.sha256()
+            while data := file.read(READ_BYTES):
+                digest.update(data)
+                moved(len(data))
+            return digest.hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise NoSpace(f"cannot read '{path}': {error.strerror}") from error
+
+
+def _no_follow(path: str, flags: int) -> int:
+    # Without waiting for the writer of a pipe that somebody has put there.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def staged_files(directory: Path) -> list[tuple[str, str]]:
+    """Return name and token of each staged file in a directory. Raises NoSpace when it cannot be read."""
+    with disk_trouble("read", directory):
+        names = os.listdir(directory)
+    return [(name, match[1]) for name in names if (match := STAGED.match(name))]

@@ -1,0 +1,82 @@
+"""Debris: staged files that no claim wants any more, found once a day.
+
+What a dead attempt has left is removed by whoever claims its run next. This is for what nobody will claim:
+files of runs that were archived on another disk, or whose documents are gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from watcher import model
+from watcher.archiving.files import remove
+from watcher.archiving.names import MANIFEST_SUFFIX, PARTIAL_SUFFIX
+from watcher.archiving.publication import Shelf
+from watcher.model import Document, Status
+from watcher.statusdb import StatusDB
+
+SWEEP_SECONDS = 86400.0
+"""From one sweep to the next; and nothing is debris that was written within so long."""
+
+logger = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """Removes debris from a shelf."""
+
+    def __init__(self, statusdb: StatusDB, shelf: Shelf) -> None:
+        self._statusdb = statusdb
+        self._shelf = shelf
+        self._swept_at = float("-inf")
+
+    def sweep(self) -> None:
+        """Remove what nobody wants, unless that was done within the last day. Raises NotTheRunsFault."""
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
+        if old := [(path, token) for path, token in staged if _seconds_unchanged(path) > SWEEP_SECONDS]:
+            wanted = self._wanted(staged)
+            for path in (path for path, token in old if token not in wanted):
+                logger.info("removing debris '%s'", path)
+                remove(path)
+        self._swept_at = time.monotonic()
+
+    def _wanted(self, staged: list[tuple[Path, str]]) -> set[str]:
+        """Return those of the tokens that a document names, or whose archive is finished and may be adopted.
+
+        An unreadable document may name any token: all that is staged for its run is wanted.
+        """
+        documents = self._open_documents()
+        if not self._statusdb.is_unreadable_known:
+            return {token for _, token in staged}
+        unreadable = {one.run_id for one in self._statusdb.unreadable()}
+        unknown = {token for path, token in staged if _run_name(path, token) in unreadable}
+        named = {token for document in documents for token in model.live_tokens(document)}
+        manifests = [(path, token) for path, token in staged if path.name.endswith(MANIFEST_SUFFIX + PARTIAL_SUFFIX)]
+        return (
+            named
+            | unknown
+            | {
+                token
+                for path, token in manifests
+                if any(path == self._shelf.staged_manifest(document["_id"], token) for document in documents)
+            }
+        )
+
+    def _open_documents(self) -> list[Document]:
+        # There and back: a run that goes from one status to another between two questions must not be missed.
+        statuses = (Status.FAILED, Status.PENDING, Status.PROCESSING, Status.PENDING, Status.FAILED)
+        return [document for status in statuses for document in self._statusdb.with_status(status)]
+
+
+def _run_name(path: Path, token: str) -> str:
+    return path.name.removeprefix(".").rpartition(f".{token}.")[0]
+
+
+def _seconds_unchanged(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0  # somebody else was quicker to remove it

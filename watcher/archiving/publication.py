@@ -1,0 +1,222 @@
+"""Archives as files: staging, publishing, adopting, and sweeping what was left.
+
+Publishing needs no lock. A staged file carries its claim's token, and only an announced archive is
+ever given its final name. Whoever takes a run over adopts what was announced, or removes its staged
+files: then the former holder, asleep or not, has nothing left to publish, and the file system itself
+is the fence. A lock held by a suspended process would keep the rescuer out for as long as that sleeps.
+Only what was staged before the claim is removed: a successor's files are safe from a late waker.
+Nothing is ever taken from a final name: between a look at a file there and its removal another worker
+may have published, and a wrapped key may be the only one of an archive that was picked up.
+
+A manifest is staged last, when archive and key are on the disk. With it a finished archive outlives
+a process that could not announce it, since the database was away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from watcher.archiving.files import (
+    content_of,
+    disk_trouble,
+    fsync_directory,
+    given_name,
+    remove,
+    sha256_of,
+    staged_files,
+    writing,
+)
+from watcher.archiving.names import MANIFEST_SUFFIX, staging_name
+from watcher.errors import ClaimLost, NoSpace, PublishFailed
+from watcher.model import ARCHIVE_SUFFIX, KEY_SUFFIX, Archive
+
+logger = logging.getLogger(__name__)
+
+
+def _unseen(_count: int) -> None:
+    """Tell nobody that bytes have moved."""
+
+
+class Shelf:
+    """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems.
+
+    `marks` are files of ours in them: where one is missing, its directory is not mounted any more.
+    """
+
+    def __init__(self, destination: Path, keys: Path, marks: Collection[Path] = ()) -> None:
+        self.destination = destination
+        self.keys = keys
+        self._marks = marks
+
+    def final_archive(self, run_name: str) -> Path:
+        """Return the published archive's path."""
+        return self.destination / f"{run_name}{ARCHIVE_SUFFIX}"
+
+    def final_key(self, run_name: str) -> Path:
+        """Return the published wrapped key's path."""
+        return self.keys / f"{run_name}{KEY_SUFFIX}"
+
+    def staged_archive(self, run_name: str, token: str) -> Path:
+        """Return where the archive of this claim grows."""
+        return self.destination / staging_name(run_name, token, ARCHIVE_SUFFIX)
+
+    def staged_key(self, run_name: str, token: str) -> Path:
+        """Return where the wrapped key of this claim waits for its archive."""
+        return self.keys / staging_name(run_name, token, KEY_SUFFIX)
+
+    def staged_manifest(self, run_name: str, token: str) -> Path:
+        """Return the file that says that the archive of this claim is finished."""
+        return self.destination / staging_name(run_name, token, MANIFEST_SUFFIX)
+
+    def stage_key(self, run_name: str, token: str, wrapped: bytes) -> str:
+        """Write the wrapped key, mode 0600, to the disk beside its final name; return its SHA-256.
+
+        Raises NoSpace when it cannot be written.
+        """
+        self._refuse_another_place()
+        staged = self.staged_key(run_name, token)
+        remove(staged)  # of a try that failed
+        with writing(staged, 0o600) as file:
+            file.write(wrapped)
+        return hashlib.sha256(wrapped).hexdigest()
+
+    def refuse_foreign(self, run_name: str) -> None:
+        """Raise PublishFailed if a file stands under a final name already."""
+        for path in (self.final_archive(run_name), self.final_key(run_name)):
+            if os.path.lexists(path):
+                raise PublishFailed(
+                    f"'{path}' exists and is not of this attempt; it is never overwritten: "
+                    "move it away, then `dataflow_archive retry` the run"
+                )
+
+    def stage_manifest(self, run_name: str, archive: Archive) -> None:
+        """Say beside a finished archive that it is finished, when all three files are on the disk.
+
+        Raises NoSpace when that fails.
+        """
+        manifest = self.staged_manifest(run_name, archive.token)
+        remove(manifest)  # of a try that failed
+        with writing(manifest, 0o600) as file:
+            file.write(json.dumps(archive.to_document()).encode())
+        self.sync()
+
+    def is_finished(self, run_name: str, token: str) -> bool:
+        """Say whether the claim `token` has staged a whole archive: one that may be adopted. Raises NoSpace."""
+        return any(self.manifests(run_name, (token,)))
+
+    def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
+        """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole.
+
+        Raises NoSpace when there is one that cannot be read: what it speaks of must not be thrown away.
+        """
+        for token in tokens:
+            words = content_of(self.staged_manifest(run_name, token))
+            try:
+                yield Archive.from_document(json.loads(words))
+            except (ValueError, TypeError, AttributeError):
+                continue
+
+    def publish(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
+        """Give both staged files of an announced archive their final names, the key first, down to the disk.
+
+        After that nothing that is staged for the run is wanted any more, and it is removed. A file that has
+        its name already is left. `moved` is told of bytes that are read. Raises ClaimLost when a file is
+        gone, since a new holder has removed it, PublishFailed when another file stands in its way, NoSpace,
+        and what `moved` raises.
+        """
+        self._refuse_another_place()
+        for staged, final, sha256 in self._moves(run_name, archive):
+            if not given_name(staged, final) and sha256_of(final, moved) != sha256:
+                self.refuse_foreign(run_name)
+                raise ClaimLost(f"'{final}' is gone: another worker has taken the run over")
+        self.sync()
+        for token in self.former(run_name):
+            self._remove_staged(run_name, token)
+
+    def sync(self) -> None:
+        """Write both directories' entries to the disk. Raises NoSpace when that fails."""
+        for directory in {self.destination, self.keys}:
+            fsync_directory(directory)
+
+    def adopt(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> bool:
+        """Complete the publishing of an announced archive that an interrupted attempt left.
+
+        Returns whether both files are there, staged or under their final names, and with the digests that
+        the document has; otherwise nothing gets a name. Raises what `publish` raises.
+        """
+        self._refuse_another_place()
+        for staged, final, sha256 in self._moves(run_name, archive):
+            # In this order: its maker may be awake, and give it its name between the two looks.
+            if sha256_of(staged, moved) != sha256 and sha256_of(final, moved) != sha256:
+                return False
+        self.publish(run_name, archive, moved)
+        return True
+
+    def has_begun(self, run_name: str) -> bool:
+        """Say whether a file stands under one of the final names."""
+        return any(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
+
+    def is_published(self, run_name: str) -> bool:
+        """Say whether files stand under both final names."""
+        return all(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
+
+    def _moves(self, run_name: str, archive: Archive) -> tuple[tuple[Path, Path, str], ...]:
+        token = archive.token
+        return (
+            (self.staged_key(run_name, token), self.final_key(run_name), archive.key_sha256),
+            (self.staged_archive(run_name, token), self.final_archive(run_name), archive.sha256),
+        )
+
+    def _all_staged(self, run_name: str, token: str) -> tuple[Path, ...]:
+        # The manifest first: it must not speak of files that are gone.
+        manifest = self.staged_manifest(run_name, token)
+        return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
+
+    def former(self, run_name: str) -> tuple[str, ...]:
+        """Return the tokens of whatever is staged for this run now."""
+        tokens = dict.fromkeys(token for _, token in self.staged())
+        return tuple(token for token in tokens if any(map(os.path.lexists, self._all_staged(run_name, token))))
+
+    def drop(self, run_name: str, token: str) -> None:
+        """Remove what the claim `token` has staged: it cannot be published any more. Raises NoSpace.
+
+        It may be published just now, by another worker. Its final names are then on the disk before the staged
+        ones go, so that no power cut takes both.
+        """
+        if self.has_begun(run_name):
+            self.sync()
+        self._remove_staged(run_name, token)
+
+    def _remove_staged(self, run_name: str, token: str) -> None:
+        for path in self._all_staged(run_name, token):
+            with disk_trouble("remove", path):
+                path.unlink(missing_ok=True)
+
+    def staged(self) -> list[tuple[Path, str]]:
+        """Return path and token of whatever is staged, for whichever run."""
+        directories = dict.fromkeys((self.destination, self.keys))
+        return [(directory / name, token) for directory in directories for name, token in staged_files(directory)]
+
+    def free_bytes(self, run_name: str) -> int:
+        """Return how much the destination can still take for this run: what is staged for it will go, or do."""
+        self._refuse_another_place()
+        with disk_trouble("look at", self.destination):
+            room = os.statvfs(self.destination)
+        return room.f_bavail * room.f_frsize + sum(self._staged_bytes(run_name))
+
+    def _refuse_another_place(self) -> None:
+        for mark in self._marks:
+            if not os.path.lexists(mark):
+                raise NoSpace(f"'{mark}' is gone: is '{mark.parent}' unmounted? Mount it, or restart the watcher")
+
+    def _staged_bytes(self, run_name: str) -> Iterator[int]:
+        for token in self.former(run_name):
+            try:
+                yield os.lstat(self.staged_archive(run_name, token)).st_size
+            except OSError:
+                continue

@@ -1,0 +1,142 @@
+"""`check`: whether this machine and its configuration are fit to archive."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from watcher import openpgp, wiring
+from watcher.commands.shared import FAILED, OK, config_path, counted, load, pause, sightings
+from watcher.config import Config, check_paths
+from watcher.discovery import file_system_type
+from watcher.errors import ConfigError, WatcherError
+from watcher.journal import printable
+from watcher.process import low_limits
+from watcher.source import State
+from watcher.tar import tar_version
+
+NAME = "check"
+HELP = "tell, a line each, whether this machine and its configuration are fit to archive"
+
+GOOD, WARN, FAIL = "ok", "warn", "FAIL"
+"""The marks of a finding."""
+
+EXPIRY_WARNING = timedelta(days=30)
+"""A recipient's key that expires sooner is pointed out."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `check`."""
+
+    mark: str
+    what: str
+    detail: str
+
+
+def add_options(_parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was found, a line each; return the exit code, 1 if something fails. Raises ConfigError."""
+    loaded = load(options)
+    print(f"ok    config: {config_path(options)}")
+    findings = check(loaded)
+    for finding in findings:
+        print(f"{finding.mark:<5} {finding.what}: {finding.detail}")
+    return FAILED if any(finding.mark == FAIL for finding in findings) else OK
+
+
+def check(config: Config) -> list[Finding]:
+    """Look at everything that archiving by this configuration needs; nothing is changed or made."""
+    parts: tuple[tuple[str, Callable[[Config], Iterator[Finding]]], ...] = (
+        ("limits", _check_limits),
+        ("directories", _check_directories),
+        ("gpg", _check_gpg),
+        ("tar", _check_tar),
+        ("recipient", _check_recipient),
+        ("status database", _check_statusdb),
+        ("inotify", _check_inotify),
+    )
+    findings = []
+    for what, look in parts:
+        try:
+            findings += list(look(config))
+        except (WatcherError, OSError) as error:
+            problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+            findings += [Finding(FAIL, what, printable(problem)) for problem in problems]
+    return findings
+
+
+def _check_directories(config: Config) -> Iterator[Finding]:
+    problems = check_paths(config)
+    yield from (Finding(FAIL, "directories", printable(problem)) for problem in problems)
+    for what in ("sequencing_path", "destination_path", "run_keys_path"):
+        path: Path = getattr(config, what)
+        if any(problem.startswith(f"{what}:") for problem in problems):
+            continue
+        if not path.is_dir():
+            yield Finding(GOOD, what, f"'{path}' will be made")
+            continue
+        remote = wiring.remote_places(config) if what == "sequencing_path" else {}
+        if path not in remote:
+            yield Finding(GOOD, what, f"'{path}' on {file_system_type(path)}")
+        for place, kind in remote.items():
+            events = f"events of other hosts do not come: rescans every {config.network_rescan_interval:g} s"
+            yield Finding(WARN, what, f"'{printable(str(place))}' on {kind}; {events}")
+    if config.destination_path.is_dir():
+        free = shutil.disk_usage(config.destination_path).free
+        mark = GOOD if free > config.minimum_free_space else FAIL
+        yield Finding(
+            mark, "free space", f"{free / 1e9:.1f} GB, minimum_free_space {config.minimum_free_space / 1e9:.1f} GB"
+        )
+
+
+def _check_limits(config: Config) -> Iterator[Finding]:
+    problems = tuple(low_limits(config.max_concurrent_jobs))
+    yield from (Finding(FAIL, "limits", problem) for problem in problems)
+
+
+def _check_gpg(config: Config) -> Iterator[Finding]:
+    yield Finding(GOOD, "gpg", openpgp.gpg_version(config.gnupg_home))
+
+
+def _check_tar(_config: Config) -> Iterator[Finding]:
+    yield Finding(GOOD, "tar", tar_version())
+
+
+def _check_recipient(config: Config) -> Iterator[Finding]:
+    recipient = wiring.find_recipient(config)
+    expires = recipient.expires
+    soon = expires is not None and expires - datetime.now(UTC) < EXPIRY_WARNING
+    when = f"expires {expires:%Y-%m-%d}" if expires else "never expires"
+    yield Finding(WARN if soon else GOOD, "recipient", f"{recipient.fingerprint} {printable(recipient.user)}, {when}")
+
+
+def _check_statusdb(config: Config) -> Iterator[Finding]:
+    statusdb = wiring.statusdb(config, pause)
+    detail = statusdb.describe()
+    try:
+        statusdb.verify()
+    except ConfigError as error:
+        yield Finding(WARN, "status database", str(error))
+        return
+    yield Finding(GOOD, "status database", detail)
+    yield Finding(GOOD, "run documents", counted(statusdb.count_by_status()))
+
+
+def _check_inotify(config: Config) -> Iterator[Finding]:
+    if not config.sequencing_path.is_dir():
+        return  # said among the directories
+    limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text(encoding="ascii"))
+    needed = 1 + sum(1 for _ in config.sequencing_path.iterdir()) + sum(
+        sighting.state is not State.READY for sighting in sightings(config)
+    )  # fmt: skip
+    detail = f"{needed} watches needed, fs.inotify.max_user_watches is {limit}"
+    more = f"; raise it: sysctl -w fs.inotify.max_user_watches={needed * 4}"
+    yield Finding(GOOD if needed < limit else WARN, "inotify", detail if needed < limit else detail + more)

@@ -1,0 +1,20 @@
+"""`once`: archive what is ready now."""
+
+from __future__ import annotations
+
+import argparse
+
+from watcher.commands.shared import service
+
+NAME = "once"
+HELP = "archive what is ready now, then exit; for cron and for trying out"
+
+
+def add_options(_parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Archive each run that is ready; return the exit code, 1 if one of them failed."""
+    with service(options) as daemon:
+        return daemon.run_once()

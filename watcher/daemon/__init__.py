@@ -1,0 +1,13 @@
+"""The process that systemd runs: its threads, its signals, its lock, and what it tells systemd.
+
+`Service` puts discovery and archiving together, and ends them in order. `worker_lock` lets one process run under a
+`worker_id`. Only `watcher.wiring` and the commands use this folder.
+"""
+
+from __future__ import annotations
+
+from watcher.daemon.lock import lock_file, mark, worker_lock
+from watcher.daemon.service import Service, Settings
+from watcher.daemon.systemd import Notifier
+
+__all__ = ["Notifier", "Service", "Settings", "lock_file", "mark", "worker_lock"]

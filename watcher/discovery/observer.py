@@ -1,0 +1,277 @@
+"""A watchdog observer that sees runs become ready, and the walk that finds what no event told.
+
+One inotify descriptor with one reading thread, and a watch on the sequencing path, on each sequencer,
+and on each run that has no ready sentinel: none below, none on a run that is done with.
+`Observer.sweep` is the rescan: the same walk that renews the watches tells what is ready, so that
+nothing falls between the two, and it works as well where no watch can be had.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.api import BaseObserver
+
+from watcher.discovery.inotify import RUN_MASK, SEQUENCER_MASK, Emitter, may_look_into
+from watcher.model import Run
+from watcher.source import (
+    NOT_THERE,
+    RACY_SECONDS,
+    SENTINEL,
+    SETTLE_SECONDS,
+    Policy,
+    Sighting,
+    State,
+    inspect,
+    inspect_directory,
+)
+
+CLOSE_SECONDS = 10.0
+"""How long a sentinel that was seen being created may stay open before it is read all the same, if it is not whole
+before: a file made in another way than by opening it is never closed."""
+
+logger = logging.getLogger(__name__)
+
+
+class Observer:
+    """Watches `root/<sequencer>/<run>` and calls `on_sighting` with each run whose sentinel was touched.
+
+    `on_sighting` runs in one thread, in order. `on_lost` is called when events were lost and a sweep
+    has to find what they would have told. Names in `ignore` are skipped on both levels. A new sentinel
+    that nobody closes is looked at after `close_seconds`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        on_sighting: Callable[[Sighting], None],
+        on_lost: Callable[[str], None],
+        ignore: Collection[str] = (),
+        policy: Policy = Policy.EXIT_CODE,
+        close_seconds: float = CLOSE_SECONDS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._root = root
+        self._ignore = frozenset(ignore)
+        self._policy = policy
+        self._on_sighting = on_sighting
+        self._on_lost = on_lost
+        self.close_seconds = close_seconds
+        self.settle_seconds = SETTLE_SECONDS
+        self._now = now
+        self._observer: BaseObserver | None = None
+        self._emitter: Emitter | None = None
+        self._complaints: dict[str, str] = {}
+        self._barred: set[str] = set()  # directories that this user could not look into, or not watch
+        self._missing = SimpleQueue[str]()  # what was removed or unmounted where no event will tell that it is back
+        self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
+        self.overflows = 0
+
+    def start(self) -> None:
+        """Begin to watch. A root that is away, or a watch limit, keeps no sweep from working."""
+        observer = BaseObserver(Emitter, tree=self, awaited=SENTINEL)
+        observer.name = "observer"
+        observer.schedule(_Handler(self), str(self._root))
+        self._observer = observer
+        self._emitter = next(emitter for emitter in observer.emitters if isinstance(emitter, Emitter))
+        observer.start()
+
+    def stop(self) -> None:
+        """End all watches and threads."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = self._emitter = None
+
+    def restart(self) -> None:
+        """Begin anew with what is there now."""
+        self.stop()
+        self.start()
+
+    def is_alive(self) -> bool:
+        """Say whether all is well: see `trouble`."""
+        return self.trouble() is None
+
+    def trouble(self) -> str | None:
+        """Return why the observer must be restarted: a thread has ended, the root is another directory. Else None."""
+        if self._observer is None or self._emitter is None:
+            return "it was not started"
+        if not self._observer.is_alive() or not self._emitter.has_its_threads():
+            return "one of its threads has ended"
+        return self._emitter.trouble_with_root()
+
+    @property
+    def watches(self) -> int:
+        """How many directories are watched."""
+        emitter = self._emitter
+        return emitter.count() if emitter else 0
+
+    @property
+    def unwatched(self) -> int:
+        """How many directories could not be watched since the last sweep began."""
+        emitter = self._emitter
+        return emitter.refused if emitter else 0
+
+    def sweep(self) -> Iterator[Sighting]:
+        """Walk all sequencers, make sure that every watch is where it should be, and yield each run's state.
+
+        What was lost before the sweep began is found by it; what comes later, by events.
+        """
+        emitter = self._emitter
+        self._barred.clear()
+        if emitter:
+            emitter.begin_sweep()
+        for entry in self._list(str(self._root)):
+            yield from self._sweep_sequencer(entry.path)
+        if emitter:
+            emitter.end_sweep()
+
+    def handled(self, path: Path) -> None:
+        """End the watch on a run whose sentinel has been dealt with."""
+        if emitter := self._emitter:  # another thread may stop the observer meanwhile
+            emitter.unwatch(str(path))
+
+    def watch_again(self, run: Run) -> Sighting:
+        """Look at a run that was dealt with and is not ready after all; watch it unless it is ready now."""
+        return self._sweep_run(str(run.path), may_be_link=True)
+
+    def take_missing(self) -> set[str]:
+        """Return the paths of which no event will tell when they are back; they are for `look_again`, and forgotten."""
+        missing = set()
+        with suppress(Empty):
+            while True:
+                missing.add(self._missing.get_nowait())
+        return missing
+
+    def look_again(self, missing: set[str]) -> None:
+        """Look whether something is at these paths now. A link that still leads nowhere stays missing."""
+        for path in missing:
+            if os.path.isdir(path):  # noqa: PTH112  # as in `inspect`
+                self.arrived(*path.rsplit("/", 1))
+            elif os.path.islink(path):  # noqa: PTH114  # as in `inspect`
+                self._missing.put(path)
+
+    # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
+
+    def arrived(self, directory: str, name: str) -> None:
+        """Take in what has just appeared in the root or in a sequencer."""
+        emitter = self._emitter
+        if name in self._ignore or emitter is None:
+            return
+        path = f"{directory}/{name}"
+        if directory == emitter.root:
+            sightings = list(self._sweep_sequencer(path))
+        else:
+            sightings = [self._sweep_run(path, may_be_link=True)]
+        for sighting in sightings:
+            if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
+                emitter.report(str(sighting.run.path))
+
+    def opened(self, path: str) -> None:
+        """Look again at a sequencer or a run whose mode or owner has changed, if it was barred until now."""
+        if path in self._barred:
+            self.arrived(*path.rsplit("/", 1))
+
+    def went_away(self, path: str) -> None:
+        """Note that what a path led to is gone, and may come back unseen: by a mount, or where a link leads."""
+        self._missing.put(path)
+
+    def touched(self, path: str) -> None:
+        """Look at a run whose sentinel has changed, or has had time to settle."""
+        sighting = self._look(path, may_be_link=True)
+        if sighting.state not in (State.ABSENT, State.UNSETTLED):
+            self._on_sighting(sighting)
+
+    def lost(self, why: str) -> None:
+        """Tell that events were lost."""
+        self._on_lost(why)
+
+    def overflowed(self) -> None:
+        """Count an overflow of the kernel's queue, and tell."""
+        self.overflows += 1
+        if emitter := self._emitter:
+            emitter.forget_open()
+        self._on_lost("the kernel's event queue overflowed")
+
+    def _sweep_sequencer(self, sequencer: str) -> Iterator[Sighting]:
+        # Each directory is watched first and then looked at, so that there is no gap.
+        if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
+            if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
+                self._missing.put(sequencer)  # where it leads is out of our sight
+            return
+        self._barred.add(sequencer)  # until it is known to be open and watched: its mode may change in between
+        if emitter := self._emitter:
+            emitter.add(sequencer, SEQUENCER_MASK)
+        if may_look_into(sequencer) and (emitter is None or emitter.is_watched(sequencer)):
+            self._barred.discard(sequencer)
+        for entry in self._list(sequencer):
+            sighting = self._sweep_run(entry.path, entry.is_symlink())
+            if sighting.state is not State.ABSENT or not entry.is_symlink():
+                yield sighting
+
+    def _sweep_run(self, path: str, may_be_link: bool) -> Sighting:
+        self._barred.add(path)  # as a sequencer is
+        emitter, sighting = self._emitter, self._look(path, may_be_link)
+        if emitter and sighting.state is State.READY:
+            emitter.unwatch(path)
+        elif emitter and emitter.add(path, RUN_MASK):
+            sighting = self._look(path, may_be_link)
+        if sighting.state is State.READY or (emitter and emitter.is_watched(path) and not sighting.is_denied):
+            self._barred.discard(path)
+        return sighting
+
+    def _look(self, path: str, may_be_link: bool) -> Sighting:
+        emitter, sighting = self._emitter, self._inspect(path, may_be_link)
+        is_legible = sighting.state in (State.READY, State.HELD)
+        if emitter and is_legible and not sighting.is_whole and emitter.is_open(path):
+            return Sighting(sighting.run, State.UNSETTLED)
+        if emitter and sighting.state is State.UNSETTLED:
+            if sighting.is_denied:
+                emitter.report_later(path, RACY_SECONDS, lambda: path in self._barred)
+            else:
+                emitter.report_later(path, SETTLE_SECONDS)
+        return sighting
+
+    def _inspect(self, path: str, may_be_link: bool) -> Sighting:
+        run = Run(Path(path))
+        if may_be_link:
+            return inspect(run.path, self._policy, self._now)
+        return inspect_directory(run, self._policy, self._now, self._seen)
+
+    def _list(self, path: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(path) as entries:
+                found = [
+                    entry
+                    for entry in entries
+                    if entry.name not in self._ignore and (entry.is_dir(follow_symlinks=False) or entry.is_symlink())
+                ]
+        except OSError as error:
+            self._complain(path, error)
+            return []
+        self._complaints.pop(path, None)
+        return found
+
+    def _complain(self, path: str, error: OSError) -> None:
+        vanished = error.errno in NOT_THERE and path != str(self._root)
+        reason = error.strerror or str(error)
+        if not vanished and self._complaints.get(path) != reason:
+            self._complaints[path] = reason
+            logger.warning("no run in '%s' is seen: %s; mount it, let this user read it, or ignore it", path, reason)
+
+
+class _Handler(FileSystemEventHandler):
+    """watchdog's side of a sighting: an event names a sentinel to look at."""
+
+    def __init__(self, tree: Observer) -> None:
+        self._tree = tree
+
+    def on_closed(self, event: FileSystemEvent) -> None:
+        self._tree.touched(os.path.dirname(os.fsdecode(event.src_path)))  # noqa: PTH120  # plain text, as above

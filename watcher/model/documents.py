@@ -1,0 +1,253 @@
+"""Run documents, and what may happen to them: pure functions.
+
+A run document is a plain JSON mapping. Functions here never change one that they are given; they
+return a new one and keep every field that they do not know, since other programs may add theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from watcher.errors import WatcherError
+from watcher.model.values import (
+    MAX_FAILURES,
+    MAX_INTEGER,
+    Archive,
+    Document,
+    Phase,
+    Progress,
+    Run,
+    Status,
+    timestamp,
+    writable,
+)
+
+MAX_RETRY_DELAY_SECONDS = 3600.0
+"""No pause written into `not_before` is longer; one that looks longer comes from a clock that is off."""
+
+MAX_DOUBLINGS = 60
+"""Of a pause; more would leave the range of numbers, and people can write any `failure_count`."""
+
+
+class Event(StrEnum):
+    """What can happen to a run document."""
+
+    REGISTER = "register"
+    CLAIM = "claim"
+    RENEW = "renew"
+    RELEASE = "release"
+    FAIL = "fail"
+    RECORD = "record"
+    RETRY = "retry"
+
+
+TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
+    Event.REGISTER: {None: (Status.PENDING,)},
+    Event.CLAIM: {Status.PENDING: (Status.PROCESSING,), Status.PROCESSING: (Status.PROCESSING,)},
+    Event.RENEW: {Status.PROCESSING: (Status.PROCESSING,)},
+    Event.RELEASE: {Status.PROCESSING: (Status.PENDING,)},
+    Event.FAIL: {Status.PROCESSING: (Status.PENDING, Status.FAILED)},
+    Event.RECORD: {Status.PROCESSING: (Status.ENCRYPTED,)},
+    Event.RETRY: {
+        Status.FAILED: (Status.PENDING,),
+        Status.PENDING: (Status.PENDING,),
+        Status.ENCRYPTED: (Status.PENDING,),
+    },
+}
+"""For each event: the statuses it may meet, and those it may lead to."""
+
+_OF_ARCHIVED = ("archive", "changed_since")
+
+
+class IllegalTransition(WatcherError):
+    """The event is not in the table for the status that the run document has."""
+
+
+def next_status(event: Event, status: Status | None, failures: int = 0) -> Status:
+    """Return the status after `event`, given the `failures` counted with it.
+
+    Raises IllegalTransition for what `TRANSITIONS` does not have.
+    """
+    choices = TRANSITIONS[event].get(status)
+    if choices is None:
+        raise IllegalTransition(f"a run that is '{status or 'not registered'}' cannot take the event '{event}'")
+    return choices[-1] if failures >= MAX_FAILURES else choices[0]
+
+
+def status_of(document: Document) -> Status | None:
+    """Return the document's status, or None for one that is not a run's (or not in our words)."""
+    try:
+        return Status(document.get("status", ""))
+    except ValueError:
+        return None
+
+
+def token_of(document: Document) -> str | None:
+    """Return the token of the claim that the document shows."""
+    claim = document.get("claim")
+    return claim.get("token") if isinstance(claim, dict) else None
+
+
+def live_tokens(document: Document) -> set[str]:
+    """Return the tokens whose staged files may be wanted: the holder's, the last one's, the announced archive's."""
+    archive = document.get("archive")
+    announced_by = archive.get("token") if isinstance(archive, dict) else None
+    return {token for token in (token_of(document), document.get("last_claim"), announced_by) if token}
+
+
+def is_held(document: Document, token: str) -> bool:
+    """Say whether the claim `token` still holds the document."""
+    return status_of(document) is Status.PROCESSING and token_of(document) == token
+
+
+def has_ended(document: Document, token: str) -> bool:
+    """Say whether the claim `token` has released, failed or recorded the document."""
+    return document.get("last_claim") == token
+
+
+def is_same_claim(one: Document, other: Document) -> bool:
+    """Say whether the same claim wrote both documents last."""
+    return _last_writer(one) == _last_writer(other)
+
+
+def _last_writer(document: Document) -> str | None:
+    return token_of(document) or document.get("last_claim")
+
+
+def seconds_until_due(document: Document, now: datetime) -> float:
+    """Return how long `not_before` still asks to wait: 0 when it has passed, is absent or cannot be true."""
+    try:
+        left = (datetime.fromisoformat(document["not_before"]) - now).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return left if 0 < left <= MAX_RETRY_DELAY_SECONDS else 0.0
+
+
+def retry_delay(failures: int, first_seconds: float) -> float:
+    """Return the pause in seconds after the failure number `failures`: doubled each time, an hour at most."""
+    doublings = min(max(failures - 1, 0), MAX_DOUBLINGS)
+    return min(first_seconds * 2.0**doublings, MAX_RETRY_DELAY_SECONDS)
+
+
+def registered(run: Run, now: datetime) -> Document:
+    """Return the document of a run that was not known."""
+    at = timestamp(now)
+    return {
+        "_id": run.name,
+        "path": str(run.path),
+        "status": str(next_status(Event.REGISTER, None)),
+        "failure_count": 0,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def claimed(document: Document, worker_id: str, token: str, now: datetime) -> Document:
+    """Return the document with this claim in it; an announced archive stays for the holder to adopt."""
+    changed = _moved(document, Event.CLAIM, now)
+    changed.pop("not_before", None)
+    return {**changed, "worker_id": worker_id, "claim": {"token": token, "phase": str(Phase.CLAIMED)}}
+
+
+def renewed(document: Document, progress: Progress, now: datetime) -> Document:
+    """Return the document with the claim's progress brought up to date."""
+    changed = _moved(document, Event.RENEW, now)
+    claim = {**changed["claim"], **dataclasses.asdict(progress), "phase": str(progress.phase)}
+    return {**changed, "claim": claim}
+
+
+def announced(document: Document, archive: Archive | None, now: datetime) -> Document:
+    """Return the document that names the archive about to be published (None: it names none any more)."""
+    changed = renewed(document, Progress(Phase.PUBLISHING if archive else Phase.CLAIMED), now)
+    changed.pop("archive", None)
+    return {**changed, "archive": archive.to_document()} if archive else changed
+
+
+def released(document: Document, error: WatcherError | None, wait_seconds: float, now: datetime) -> Document:
+    """Return the document given back: no attempt counted, not to be claimed for `wait_seconds`."""
+    changed = _ended(_moved(document, Event.RELEASE, now))
+    return _with_reason(changed, error, wait_seconds, now)
+
+
+def failed(document: Document, error: Exception, first_delay_seconds: float, now: datetime) -> Document:
+    """Return the document with one more failure: `pending` and not to be claimed for a while, or `failed`."""
+    failures = _failures(document) + 1
+    changed = _ended(_moved(document, Event.FAIL, now, failures))
+    wait = retry_delay(failures, first_delay_seconds) if changed["status"] == Status.PENDING else 0
+    changed.pop("unsettled_since", None)
+    return _with_reason({**changed, "failure_count": failures}, error, wait, now)
+
+
+def unsettled(document: Document, now: datetime) -> Document:
+    """Return the document that remembers since when its run has been changing, and names no archive of it."""
+    changed = {key: value for key, value in document.items() if key != "archive"}
+    return {**changed, "unsettled_since": document.get("unsettled_since") or timestamp(now)}
+
+
+def unsettled_seconds(document: Document, now: datetime) -> float:
+    """Return for how long the run has been found changing: 0 if this is the first time, or cannot be told."""
+    try:
+        return max((now - datetime.fromisoformat(document["unsettled_since"])).total_seconds(), 0.0)
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def recorded(document: Document, archive: Archive, now: datetime) -> Document:
+    """Return the document of a run whose archive is published."""
+    changed = _ended(_moved(document, Event.RECORD, now))
+    for trace in ("last_error", "unsettled_since"):
+        changed.pop(trace, None)
+    return {**changed, "archive": archive.to_document()}
+
+
+def retried(document: Document, now: datetime) -> Document:
+    """Return the document of a run that an operator wants tried again, its count of failures at zero.
+
+    Raises IllegalTransition for an encrypted run whose source is what was archived. What was archived of one that
+    has changed is forgotten: its files are people's to move away.
+    """
+    if status_of(document) is Status.ENCRYPTED and not document.get("changed_since"):
+        raise IllegalTransition("a run that is 'encrypted', and has not changed since, is not tried again")
+    traces = ("not_before", "unsettled_since", *(_OF_ARCHIVED if document.get("changed_since") else ()))
+    changed = {key: value for key, value in _moved(document, Event.RETRY, now).items() if key not in traces}
+    return {**changed, "failure_count": 0}
+
+
+def changed_since(document: Document, now: datetime) -> Document:
+    """Return the document of an archived run whose source has been found to have changed since."""
+    return {**document, "changed_since": timestamp(now), "updated_at": timestamp(now)}
+
+
+def noted(document: Document, error: WatcherError, now: datetime) -> Document:
+    """Return the document with the reason why nobody works on it; its status stays."""
+    return _with_reason(document, error, 0, now)
+
+
+def _failures(document: Document) -> int:
+    count = document.get("failure_count", 0)
+    return count if isinstance(count, int) and 0 <= count <= MAX_INTEGER else 0
+
+
+def _moved(document: Document, event: Event, now: datetime, failures: int = 0) -> Document:
+    status = next_status(event, status_of(document), failures)
+    return {**document, "status": str(status), "updated_at": timestamp(now)}
+
+
+def _ended(document: Document) -> Document:
+    # The token stays behind so that a holder whose answer was lost can see that its last write arrived.
+    changed = {key: value for key, value in document.items() if key not in ("claim", "not_before")}
+    return {**changed, "last_claim": token_of(document)}
+
+
+def _with_reason(document: Document, error: Exception | None, wait_seconds: float, now: datetime) -> Document:
+    changed = dict(document)
+    if error is not None:
+        kind = error.kind if isinstance(error, WatcherError) else type(error).__name__
+        changed["last_error"] = {"kind": kind, "message": writable(str(error)), "at": timestamp(now)}
+    if wait_seconds > 0:
+        wait = timedelta(seconds=min(wait_seconds, MAX_RETRY_DELAY_SECONDS))
+        changed["not_before"] = timestamp(now + wait)
+    return changed

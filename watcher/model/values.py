@@ -1,0 +1,177 @@
+"""Runs, claims, archives: frozen values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+Document = dict[str, Any]
+
+MAX_FAILURES = 3
+"""A run that failed this often is `failed` until an operator says `retry`."""
+
+MAX_INTEGER = 2**63 - 1
+"""No size and no count of ours is larger, and none is negative."""
+
+
+ARCHIVE_SUFFIX = ".tar.gpg"
+KEY_SUFFIX = ".key.gpg"
+
+NAME_MAX = 255
+"""Bytes in a file name, as all of Linux's local file systems have it."""
+
+MAX_RUN_NAME_BYTES = NAME_MAX - max(len(ARCHIVE_SUFFIX), len(KEY_SUFFIX))
+
+
+class Status(StrEnum):
+    """What may happen to a run next."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    ENCRYPTED = "encrypted"
+    FAILED = "failed"
+
+
+class Phase(StrEnum):
+    """How far the holder of a claim has come. Informs only."""
+
+    CLAIMED = "claimed"
+    ARCHIVING = "archiving"
+    VALIDATING = "validating"
+    WRAPPING = "wrapping"
+    PUBLISHING = "publishing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. `path` is `sequencing_path/<sequencer>/<run>`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's name: the run document's `_id` and the archive's first part."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a run, as acquired: `document` is what the claim wrote, `previous` what it met.
+
+    `former` are the tokens of whatever was staged for the run before it was claimed.
+    """
+
+    run: Run
+    token: str
+    document: Document
+    previous: Document
+    former: tuple[str, ...] = ()
+
+    @property
+    def announced(self) -> Archive | None:
+        """The archive that an interrupted attempt had announced, if it came that far."""
+        try:
+            return Archive.from_document(self.previous["archive"])
+        except (KeyError, TypeError, AttributeError):
+            return None  # none, or not in our words
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a stream was: its length in bytes and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TarReport:
+    """What tar gave: its stream's digest, how many members, and its harmless warnings."""
+
+    stream: Digest
+    members: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncryptedArchive:
+    """A staged archive that has been proven to decrypt to what tar gave."""
+
+    staged: Path
+    file: Digest
+    tar: TarReport
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A finished archive as the run document's `archive` field has it.
+
+    `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready,
+    `listing` the digest of what the run held, `top` the version of its top directory, and `excluded` how many entries
+    tar_exclusions left out, those below a directory that was left out not counted.
+    """
+
+    file: str
+    size: int
+    sha256: str
+    tar_sha256: str
+    tar_size: int
+    key_file: str
+    key_sha256: str
+    recipient: str
+    members: int
+    warnings: tuple[str, ...] = ()
+    token: str = ""
+    sentinel: str = ""
+    listing: str = ""
+    top: str = ""
+    excluded: int = 0
+
+    def to_document(self) -> Document:
+        """Return the JSON object for the run document."""
+        return {**dataclasses.asdict(self), "warnings": [writable(warning) for warning in self.warnings]}
+
+    @classmethod
+    def from_document(cls, value: Mapping[str, Any]) -> Self:
+        """Return the Archive that a document's `archive` field holds; raises TypeError if it is not one."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value[key] for key in value if key in names}
+        return cls(**{**known, "warnings": tuple(value.get("warnings", ()))})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a claim's work has come, in bytes of the run."""
+
+    phase: Phase
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+def timestamp(moment: datetime) -> str:
+    """Return ISO 8601 in UTC with its offset, to the second."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+class Kind(StrEnum):
+    """What a member is, or an entry of a directory."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMBOLIC_LINK = "symbolic link"
+    HARD_LINK = "hard link"
+    FIFO = "fifo"
+    CHARACTER_DEVICE = "character device"
+    BLOCK_DEVICE = "block device"
+    SOCKET = "socket"
+
+
+def writable(words: str) -> str:
+    """Return a text that each status database takes."""
+    # Names of files may be no UTF-8; CouchDB refuses a document with such a word in it.
+    return words.encode("utf-8", "backslashreplace").decode()

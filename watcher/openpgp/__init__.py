@@ -1,0 +1,15 @@
+"""gpg, through python-gnupg: streams under a file key, and file keys under the recipient's key.
+
+A `FileKey` is in memory only. Nothing here writes it, logs it, or puts it on a command line. Archiving encrypts and
+validates, restoring decrypts; both get gpg's failures as errors of ours, with gpg's words.
+"""
+
+from __future__ import annotations
+
+from watcher.openpgp.filekey import FileKey
+from watcher.openpgp.gpg import gpg_version
+from watcher.openpgp.keyring import find_recipient, unwrap, wrap
+from watcher.openpgp.recipient import Recipient
+from watcher.openpgp.streams import decrypt, encrypt, validate
+
+__all__ = ["FileKey", "Recipient", "decrypt", "encrypt", "find_recipient", "gpg_version", "unwrap", "validate", "wrap"]

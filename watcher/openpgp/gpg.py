@@ -1,0 +1,116 @@
+"""gpg itself, through python-gnupg: one operation, its options, and its words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gnupg
+
+from watcher.errors import CannotRun, RecipientUnusable
+from watcher.job import Job, kill, start_child
+from watcher.process import gpg_environment
+
+BUFFER_BYTES = 1 << 20
+"""Bytes handed on at once: python-gnupg's own 16 KiB cost a third of the throughput."""
+
+WORDS_BYTES = 1000
+"""gpg's last words in an error are cut to this."""
+
+KEYRING_SECONDS = 120.0
+"""How long gpg may take for what is no stream: to list keys, to wrap a file key. A locked keyring would hold it."""
+
+_OPTIONS = (
+    "--no-options", "--no-encrypt-to", "--no-groups", "--no-throw-keyids", "--no-armor", "--no-textmode",
+    "--no-symkey-cache", "--utf8-strings", "--no-auto-check-trustdb",
+)  # fmt: skip
+"""A gpg.conf must not add or hide recipients, or change the form. `--no-options` switches the user's file off, but not
+/etc/gnupg/gpg.conf, so its settings are taken back one by one. The agent must not keep the file key; names are UTF-8;
+and gpg must not bring its trust database up to date, for which it would wait as long as another process locks that."""
+
+FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65536")
+"""No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
+
+Rounds make a weak passphrase costly to guess; 32 random bytes need none, so the count is the least that gpg takes by
+itself. Without one gpg asks its agent how quick this machine is, and fails where no agent can start: in a home that is
+full or read-only.
+"""
+
+WITHOUT_KEYS = ("--no-keyring",)
+"""For what a passphrase opens: a keyring would be locked, which cannot be done in a home that is full."""
+
+
+class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
+    """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings.
+
+    gpg is ended after `limit` seconds; None lets it go on.
+    Raises CannotRun when gpg does not run, RecipientUnusable when `home` is no directory.
+    """
+
+    def __init__(self, home: Path | None, job: Job | None = None, limit: float | None = KEYRING_SECONDS) -> None:
+        self._job = job
+        self._timer: threading.Timer | None = None
+        self.limit = limit
+        self.process: subprocess.Popen[bytes] | None = None
+        if home is not None and not home.is_dir():
+            raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
+        # gpg's words are compared and shown: C is the one locale that they are known in.
+        environment = {**_terminal(), **gpg_environment()}
+        try:
+            super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
+        except ValueError as error:
+            if job is not None:
+                job.check()
+            words = " ".join(str(error).split())
+            raise CannotRun(f"gpg does not work ({words}); install GnuPG 2.2 or newer") from error
+        self.buffer_size = BUFFER_BYTES
+
+    def close(self) -> None:
+        """End gpg if it still runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.process is not None and self._job is not None:
+            self._job.end(self.process)
+
+    def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
+        # python-gnupg would keep the process to itself, and leave it in our terminal's process group.
+        self.close()
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = self.make_args(args, passphrase)
+        start = self._job.start if self._job else start_child
+        self.process = start(command, env=self.env, **pipes)
+        if self.limit is not None:
+            self._timer = threading.Timer(self.limit, kill, (self.process,))
+            self._timer.daemon = True
+            self._timer.start()
+        return self.process
+
+
+def gpg_version(home: Path | None) -> str:
+    """Return gpg's version. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
+    with closing(GPG(home)) as gpg:
+        return ".".join(map(str, gpg.version or ("unknown",)))
+
+
+def _terminal() -> dict[str, str]:
+    # gpg finds the terminal on which to ask for a passphrase by its standard input, which is a pipe here.
+    try:
+        return {"GPG_TTY": os.ttyname(0)}
+    except OSError:
+        return {}
+
+
+def succeeded(result: Any) -> bool:
+    """Say whether gpg ended well, by python-gnupg's result."""
+    return bool(result.ok) and result.returncode == 0
+
+
+def gpg_words(result: Any) -> str:
+    """Return what gpg said last, for an error: WORDS_BYTES at most."""
+    lines = [line.strip() for line in result.stderr.splitlines() if line.startswith("gpg: ")]
+    words = "; ".join(line.removeprefix("gpg: ") for line in lines) or getattr(result, "status", "") or ""
+    return words[-WORDS_BYTES:] or f"exit status {result.returncode}"

@@ -1,0 +1,210 @@
+"""Streams under a file key: encrypted, and decrypted again.
+
+Facts that shaped it (gpg 2.2.40 to 2.4.9): a passphrase ends at the first newline or NUL, so a file
+key is one line of hex. gpg closes a perfectly valid message around whatever it got when its feeder
+dies, so the caller must know from tar that the stream was whole. Compression costs a factor of eight
+on sequencing data. OCB would be quicker, but it is GnuPG's own packet; AES-256 with MDC is read by
+any OpenPGP program, in twenty years too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from watcher.errors import EncryptFailed, ValidateFailed
+from watcher.job import Job, enough_threads
+from watcher.model import Digest
+from watcher.openpgp.filekey import FileKey
+from watcher.openpgp.gpg import FORMAT, GPG, WITHOUT_KEYS, gpg_words, succeeded
+
+FEED_SECONDS = 5.0
+"""After gpg's end so long for the thread that fed it to come back from its last read."""
+
+# python-gnupg logs whole command lines and each status line; our errors say what matters of them.
+logging.getLogger("gnupg").setLevel(logging.CRITICAL + 1)
+
+
+class Source(Protocol):
+    """A stream to be encrypted."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+
+
+def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None) -> None:
+    """Encrypt `source` to its end with `key`, handing what gpg gives to `write`.
+
+    Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed.
+    A stream that ended early is encrypted without complaint: whether it was whole, its source must say.
+    """
+
+    def run(gpg: GPG, feed: _Feed) -> Any:
+        return gpg.encrypt_file(
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=[*FORMAT, *WITHOUT_KEYS]
+        )  # fmt: skip
+
+    result = _stream(run, source, write, job, home, EncryptFailed("gpg ended before it had read the whole run"))
+    if not succeeded(result):
+        raise EncryptFailed(f"gpg could not encrypt: {gpg_words(result)}")
+
+
+def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Digest]:
+    """Decrypt the stored archive that `read` gives; return the digest of the file and of what was in it.
+
+    Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled.
+    """
+    plain = _Hash()
+    file = decrypt(read, key, plain.update, job, home)
+    return file, plain.digest
+
+
+def decrypt(
+    read: Callable[[int], bytes],
+    key: FileKey,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None = None,
+) -> Digest:
+    """Decrypt the stored archive that `read` gives into `write`; return the digest of the file as it was read.
+
+    Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled, and what
+    `read` or `write` raised.
+    """
+    reader = DigestReader(read, job)
+
+    def run(gpg: GPG, feed: _Feed) -> Any:
+        return gpg.decrypt_file(feed, passphrase=key.reveal(), extra_args=[*WITHOUT_KEYS])
+
+    result = _stream(run, reader, write, job, home, ValidateFailed("gpg ended before it had read the whole archive"))
+    if not succeeded(result):
+        raise ValidateFailed(f"the stored archive does not decrypt: {gpg_words(result)}")
+    return reader.digest
+
+
+def _stream(
+    run: Callable[[GPG, _Feed], Any],
+    source: Source,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None,
+    ended_early: Exception,
+) -> Any:
+    """Let `run` stream `source` through one gpg into `write`; return python-gnupg's result.
+
+    Raises what `source` or `write` raised, the job's reason, or `ended_early`, whichever came first.
+    """
+    with closing(GPG(home, job)) as gpg, closing(_Feed(source)) as feed:
+        sink = _Sink(write, gpg)
+        gpg.on_data = sink
+        gpg.limit = None
+        try:
+            with enough_threads():
+                result = run(gpg, feed)
+        except (BrokenPipeError, ValueError) as error:
+            # gpg closed its end of the pipe, or python-gnupg ours, under the thread that feeds it.
+            job.check()
+            sink.check()
+            feed.check()
+            raise ended_early from error
+    job.check()
+    sink.check()
+    return result
+
+
+class _Hash:
+    """SHA-256 and length of what goes through."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._size += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self._size, self._sha256.hexdigest())
+
+
+class _Feed:
+    """What python-gnupg's feeding thread reads from.
+
+    That thread may outlive its gpg. A read of a descriptor that is closed meanwhile, and given to
+    another run's tar or file, would steal that run's bytes: after `close` nothing is read any more.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading = threading.Lock()
+        self._closed = False
+        self._error: Exception | None = None
+
+    def read(self, size: int, /) -> bytes:
+        with self._reading:
+            try:
+                return b"" if self._closed else self._source.read(size)
+            except Exception as error:
+                self._error = error
+                raise
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._closed = True
+        # A read that hangs for longer is inside the kernel already, on the file that it was meant for.
+        if self._reading.acquire(timeout=FEED_SECONDS):
+            self._reading.release()
+
+
+class DigestReader:
+    """A file that hashes what is read from it and tells the job of it."""
+
+    def __init__(self, read: Callable[[int], bytes], job: Job) -> None:
+        self._read = read
+        self._job = job
+        self._hash = _Hash()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes. Raises the job's reason once it is cancelled."""
+        data = self._read(size)
+        self._hash.update(data)
+        self._job.moved(len(data))
+        return data
+
+    @property
+    def digest(self) -> Digest:
+        """What has been read so far."""
+        return self._hash.digest
+
+
+class _Sink:
+    """python-gnupg's `on_data`: hands chunks on, keeps none, and ends gpg when they cannot be taken."""
+
+    def __init__(self, write: Callable[[bytes], object], gpg: GPG) -> None:
+        self._write = write
+        self._gpg = gpg
+        self._error: Exception | None = None
+
+    def __call__(self, chunk: bytes) -> bool:
+        if chunk and self._error is None:
+            try:
+                self._write(chunk)
+            except Exception as error:  # noqa: BLE001  # raised by `check`
+                # python-gnupg would go on to read from gpg to the end of the run.
+                self._error = error
+                cast("subprocess.Popen[bytes]", self._gpg.process).kill()
+        return False
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error

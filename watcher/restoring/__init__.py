@@ -1,0 +1,11 @@
+"""An archived run comes back, compared with what was recorded, and harmless for the user who restores.
+
+`restore` trusts neither the document nor the archive. `Guard` judges each member before tar gets a byte of it. Only
+the command `restore` uses this folder.
+"""
+
+from __future__ import annotations
+
+from watcher.restoring.restore import Manner, restore
+
+__all__ = ["Manner", "restore"]

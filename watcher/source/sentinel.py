@@ -1,0 +1,194 @@
+"""Whether a run directory is ready: one predicate over its sentinel, for whoever looks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from watcher.model import MAX_RUN_NAME_BYTES, Run
+
+SENTINEL = ".metadata_rsync_exitcode"
+
+SETTLE_SECONDS = 0.05
+"""How old an empty sentinel must be: its writer may not have come to the exit code yet."""
+
+RACY_SECONDS = 2.0
+"""What changed so shortly before it was looked at may change again: a sentinel without its time of change showing
+it; a directory that may not be searched because another user copies it, and gives it its mode at the end."""
+
+SENTINEL_BYTES = 64
+"""What a sentinel may hold; an exit code has at most three digits. A longer one is held."""
+
+SHOWN_CHARACTERS = 40
+"""Of a held sentinel's content so much is shown."""
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What a path says that leads to nothing."""
+
+
+class Policy(StrEnum):
+    """What makes a sentinel ready: an exit code of 0 (or an empty file), or its mere presence."""
+
+    EXIT_CODE = "exit_code"
+    PRESENCE = "presence"
+
+
+class State(StrEnum):
+    """What a run directory's sentinel says."""
+
+    READY = "ready"
+    ABSENT = "absent"
+    HELD = "held"
+    UNSETTLED = "unsettled"
+    UNUSABLE = "unusable"
+
+
+class Version(NamedTuple):
+    """The version of a sentinel, and when its run's top directory last changed, in nanoseconds since the epoch."""
+
+    sentinel: str
+    top_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so.
+
+    `is_denied`: this user may not look; the run is unusable, or unsettled while it was changed just now.
+    `version` is of a ready run: what tells it from the run that was archived.
+    `is_whole`: the sentinel holds a whole line, so that its writer has no more to write.
+    """
+
+    run: Run
+    state: State
+    reason: str = ""
+    is_denied: bool = False
+    is_whole: bool = False
+    version: Version | None = None
+
+
+def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
+    """Return what the sentinel of the run directory `path` says; a run that is not there has none.
+
+    `now` is in seconds since the epoch, like a file's times. Never follows a symbolic link: a linked
+    sentinel is held, unless its presence is enough. Never waits for a pipe.
+    """
+    run = Run(path)
+    if os.path.islink(path):  # noqa: PTH114  # Path's own raises where a directory above may not be searched
+        if os.path.lexists(path / SENTINEL):
+            return Sighting(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
+        return Sighting(run, State.ABSENT)
+    return inspect_directory(run, policy, now, set())
+
+
+def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: set[int]) -> Sighting:
+    """Return what `inspect` does for a `run` that is known to be no link, and remember ready sentinels in `seen`.
+
+    A sentinel that is in `seen`, unchanged since, is not read again.
+    """
+    sentinel = f"{run.path}/{SENTINEL}"
+    try:
+        status = os.lstat(sentinel)
+        if stat.S_ISLNK(status.st_mode):
+            return _linked(run, policy)
+        if not stat.S_ISREG(status.st_mode):
+            return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
+        mark = hash((sentinel, status.st_ino, status.st_ctime_ns))
+        moment, sighting = now(), Sighting(run, State.READY)
+        if policy is Policy.EXIT_CODE and mark not in seen:
+            sighting = _by_content(run, sentinel, moment, now)
+            if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
+                seen.add(mark)
+        return replace(sighting, version=_version(run, status)) if sighting.state is State.READY else sighting
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return Sighting(run, State.ABSENT)
+        return _unreadable(run, error, now())
+
+
+def _version(run: Run, sentinel: os.stat_result) -> Version:
+    return Version(_moments(sentinel), os.lstat(run.path).st_mtime_ns)
+
+
+def _moments(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
+def _unreadable(run: Run, error: OSError, now: float) -> Sighting:
+    is_denied = error.errno == errno.EACCES
+    if is_denied and _has_just_changed(run, now):
+        return Sighting(run, State.UNSETTLED, is_denied=True)
+    reason = f"the sentinel cannot be read: {error.strerror}; let this user read it"
+    return Sighting(run, State.UNUSABLE, reason, is_denied)
+
+
+def _has_just_changed(run: Run, now: float) -> bool:
+    try:
+        return abs(now - os.lstat(run.path).st_ctime) <= RACY_SECONDS
+    except OSError:
+        return False
+
+
+def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]) -> Sighting:
+    # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
+    descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content = os.read(descriptor, SENTINEL_BYTES + 1)
+        changed = 0.0 if content else os.fstat(descriptor).st_ctime
+    finally:
+        os.close(descriptor)
+    # Both moments count: it may have been emptied between them, however long this process was held up there.
+    if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
+        return Sighting(run, State.UNSETTLED)
+    is_all, is_whole = len(content) <= SENTINEL_BYTES, content.endswith(b"\n")
+    if not content or (is_all and content.strip() == b"0"):
+        return Sighting(run, State.READY, is_whole=is_whole)
+    return Sighting(run, State.HELD, _why_held(content[:SENTINEL_BYTES], is_all), is_whole=is_whole)
+
+
+def _why_held(content: bytes, is_all: bool) -> str:
+    code = content.strip()
+    if is_all and code.isdigit() and int(code) != 0:
+        return f"the sentinel holds exit code {int(code)}: the transfer failed"
+    escaped = repr(content)[2:-1]
+    more = "" if is_all and len(escaped) <= SHOWN_CHARACTERS else "..."
+    shown = f"'{escaped[:SHOWN_CHARACTERS]}{more}'"
+    return f"the sentinel holds {shown}, which is no exit code; write 0 into it when the transfer is complete"
+
+
+def _linked(run: Run, policy: Policy) -> Sighting:
+    if policy is Policy.PRESENCE:
+        return Sighting(run, State.READY)
+    return Sighting(run, State.HELD, "the sentinel is a symbolic link, which is not read; put a file there")
+
+
+def version(path: Path) -> str | None:
+    """Return what tells the sentinel of the run directory `path` from any before and after it; None if the run is gone.
+
+    Empty if there is none. The same on all hosts that see it, unlike an inode's number.
+    """
+    try:
+        status = os.lstat(f"{path}/{SENTINEL}")
+    except OSError:
+        return "" if os.path.isdir(path) else None  # noqa: PTH112  # as in `inspect`
+    return _moments(status)
+
+
+def unusable_name(name: str) -> str | None:
+    """Say why a run of this name cannot be archived; None if it can."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    if name.startswith("_"):
+        return "its name starts with '_', which CouchDB keeps for itself; rename it"
+    if len(encoded) > MAX_RUN_NAME_BYTES:
+        return f"its name has {len(encoded)} bytes and may have {MAX_RUN_NAME_BYTES}; rename it"
+    return None

@@ -1,0 +1,299 @@
+"""tar's stream, read member by member: headers only, file contents are skipped.
+
+It reads what GNU tar writes in its posix format: ustar headers, with extended headers (pax) for what does not fit
+into them. Format: POSIX.1-2001 `pax`; for sparse members "PAX Format, Version 1.0" in the manual of GNU tar.
+
+Whatever tar might read in another way than this module does is refused: a header that hides in what one of
+the two takes for content would be judged by nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from watcher.errors import WatcherError
+from watcher.model import Kind
+
+BLOCK_BYTES = 512
+
+MAX_EXTENDED_BYTES = 1 << 20
+"""An extended header holds two paths and some numbers. A larger one is not tar's."""
+
+
+_KINDS = {
+    b"0": Kind.FILE, b"\0": Kind.FILE, b"7": Kind.FILE, b"1": Kind.HARD_LINK, b"2": Kind.SYMBOLIC_LINK,
+    b"3": Kind.CHARACTER_DEVICE, b"4": Kind.BLOCK_DEVICE, b"5": Kind.DIRECTORY, b"6": Kind.FIFO,
+}  # fmt: skip
+_EXTENDED = b"x"
+_ENDS = bytes(BLOCK_BYTES)
+_USTAR = b"ustar\0"
+_OCTAL = re.compile(rb" *[0-7]+[ \0]*")
+
+_MAX_DIGITS = 18
+"""Of a decimal number; any such number of bytes fits into tar's own numbers."""
+
+_SPARSE_KEYS = frozenset({b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name", b"GNU.sparse.realsize"})
+_KEYS = _SPARSE_KEYS | {b"path", b"linkpath", b"size", b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname"}
+"""What GNU tar writes into extended headers. Others may move a member, or change where the next one begins."""
+
+
+class MalformedArchive(WatcherError):
+    """A stream is not what tar writes."""
+
+
+class Member(NamedTuple):
+    """One member. `size` is that of the file's content in bytes; `link` is where a link leads.
+
+    `is_hole`: tar took the whole file for a hole and stored no byte of it.
+    """
+
+    path: bytes
+    kind: Kind
+    size: int
+    link: bytes
+    mode: int
+    is_hole: bool
+
+
+def _to_nobody(_data: bytes | memoryview) -> None:
+    """Hand nothing on."""
+
+
+class MemberWalk:
+    """Calls `on_member` for each member of the stream that `feed` is given in pieces of any size.
+
+    The stream goes on to `hand_on`, a member not before `on_member` has returned the mode that its header
+    shall have there. A member for which that returns None is left out.
+    """
+
+    def __init__(
+        self, on_member: Callable[[Member], int | None], hand_on: Callable[[bytes | memoryview], object] = _to_nobody
+    ) -> None:
+        self._on_member = on_member
+        self._hand_on = hand_on
+        self._held = bytearray()  # the headers of a member that was not judged yet
+        self._is_wanted = True
+        self._map: _SparseMap | None = None
+        self._buffer = bytearray()
+        self._wanted = BLOCK_BYTES
+        self._skip = 0
+        self._extended: dict[bytes, bytes] | None = None  # a dictionary once its header has come
+        self._is_extension = False
+        self._extension_bytes = 0
+        self._has_ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the stream. Raises MalformedArchive, and what `on_member` raises."""
+        position, end = 0, len(data)
+        while position < end:
+            if self._has_ended:
+                step = self._take_padding(data[position:])
+            elif self._skip:
+                step = min(self._skip, end - position)
+                self._skip -= step
+                self._pass(memoryview(data)[position : position + step])
+            else:
+                step = min(self._wanted - len(self._buffer), end - position)
+                self._buffer += data[position : position + step]
+            position += step
+            if len(self._buffer) == self._wanted:
+                block = bytes(self._buffer)
+                self._buffer.clear()
+                self._take(block)
+
+    def finish(self) -> None:
+        """Note the end of the stream. Raises MalformedArchive when tar's own end is not in it."""
+        if not self._has_ended:
+            raise MalformedArchive("tar's stream ends in the middle of a member, or without its end")
+
+    def _take_padding(self, data: bytes) -> int:
+        if data.strip(b"\0"):
+            raise MalformedArchive("tar's stream goes on after its end")
+        self._hand_on(data)
+        return len(data)
+
+    def _take(self, block: bytes) -> None:
+        if self._map is not None:
+            self._take_map(block, self._map)
+            return
+        self._held += block
+        if self._is_extension:
+            self._is_extension, self._wanted = False, BLOCK_BYTES
+            self._extended = _records(block[: self._extension_bytes])
+            return
+        if block == _ENDS and self._extended is None:
+            self._has_ended, self._is_wanted = True, True
+            self._release()
+            return
+        kind, size = block[156:157], _checked_size(block)
+        if kind == _EXTENDED:
+            self._begin_extension(size)
+            return
+        self._member(block, kind, size)
+
+    def _begin_extension(self, size: int) -> None:
+        if not 0 < size <= MAX_EXTENDED_BYTES or self._extended is not None:
+            raise MalformedArchive(f"an extended header of {size} bytes is not tar's")
+        self._is_extension, self._extension_bytes, self._wanted = True, size, _padded(size)
+
+    def _member(self, block: bytes, code: bytes, in_header: int) -> None:
+        extended, self._extended = self._extended or {}, None
+        kind = _KINDS.get(code)
+        if kind is None:
+            raise MalformedArchive(f"a member of the unknown type {code!r}")
+        stored = _number(extended, b"size", in_header)
+        path = extended.get(b"GNU.sparse.name") or extended.get(b"path") or _name(block)
+        is_sparse = _is_sparse(extended, kind)
+        size = _number(extended, b"GNU.sparse.realsize", stored)
+        if kind is not Kind.FILE and (stored or in_header):
+            raise MalformedArchive(f"a {kind} with a content")
+        # Of a sparse member the first block is its map: where it stores no more, all of the file is a hole.
+        mode = self._on_member(
+            Member(
+                path=path,
+                kind=kind,
+                size=size if kind is Kind.FILE else 0,
+                link=extended.get(b"linkpath") or _text(block[157:257]),
+                mode=_octal(block[100:108]),
+                is_hole=is_sparse and size > 0 and stored <= BLOCK_BYTES,
+            )
+        )
+        self._is_wanted = mode is not None
+        if mode is not None and mode != _octal(block[100:108]):
+            self._held[-BLOCK_BYTES:] = _with_mode(block, mode)
+        self._release()
+        if is_sparse:
+            self._map = _SparseMap(stored)
+        else:
+            self._skip = _padded(stored)
+
+    def _take_map(self, block: bytes, sparse: _SparseMap) -> None:
+        if sparse.take(block):
+            self._map, self._skip = None, sparse.data_bytes
+        self._pass(block)
+
+    def _release(self) -> None:
+        self._pass(bytes(self._held))
+        self._held.clear()
+
+    def _pass(self, data: bytes | memoryview) -> None:
+        if self._is_wanted:
+            self._hand_on(data)
+
+
+class _SparseMap:
+    """The map in front of a sparse member's data: the number of regions, then offset and size of each, in lines.
+
+    tar goes on behind the last region, and not where the member's size says that it ends.
+    """
+
+    def __init__(self, stored: int) -> None:
+        self._stored = stored
+        self._line = b""
+        self._numbers_left: int | None = None
+        self._bytes = 0
+        self._region_bytes = 0
+        self.data_bytes = 0
+
+    def take(self, block: bytes) -> bool:
+        """Return whether the map ends in this block. Raises MalformedArchive."""
+        self._bytes += BLOCK_BYTES
+        *lines, self._line = (self._line + block).split(b"\n")
+        for line in lines:
+            self._take_number(_decimal(line, "a sparse member's map"))
+            if self._numbers_left == 0:
+                self._check()
+                return True
+        if len(self._line) > _MAX_DIGITS or self._bytes >= self._stored:
+            raise MalformedArchive("a sparse member's map does not end")
+        return False
+
+    def _take_number(self, number: int) -> None:
+        if self._numbers_left is None:
+            self._numbers_left = 2 * number
+            return
+        if self._numbers_left % 2:
+            self._region_bytes += number
+            self.data_bytes += _padded(number)
+        self._numbers_left -= 1
+
+    def _check(self) -> None:
+        if (self._bytes + self._region_bytes, self._bytes + self.data_bytes) != (self._stored, _padded(self._stored)):
+            raise MalformedArchive("a sparse member's map does not fit its size")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _checked_size(block: bytes) -> int:
+    """Return the size that a header block gives. Raises MalformedArchive when it is no header block."""
+    # The sum of all bytes, those of the checksum itself taken as spaces.
+    if sum(block) - sum(block[148:156]) + 8 * 0x20 != _octal(block[148:156]):
+        raise MalformedArchive("a member's header does not fit its checksum")
+    # In its other formats, two of which hide in these fields, tar reads sparse members in another way.
+    if block[257:263] != _USTAR or block[345:500].rstrip(b"\0") != _text(block[345:500]):
+        raise MalformedArchive("a member's header is not in the posix format")
+    return _octal(block[124:136])
+
+
+def _octal(field: bytes) -> int:
+    if not _OCTAL.fullmatch(field):
+        raise MalformedArchive(f"a number in a member's header is {field!r}")
+    return int(field.strip(b" \0"), 8)
+
+
+def _with_mode(block: bytes, mode: int) -> bytes:
+    """Return a header block with another mode, and the checksum of that."""
+    blank = block[:100] + b"%07o\0" % mode + block[108:148] + b" " * 8 + block[156:]
+    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
+
+
+def _text(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+def _name(block: bytes) -> bytes:
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    return prefix + b"/" + name if prefix else name
+
+
+def _number(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
+    value = extended.get(key)
+    return otherwise if value is None else _decimal(value, f"an extended header's {key.decode()}")
+
+
+def _decimal(value: bytes, what: str) -> int:
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
+        raise MalformedArchive(f"{what} is {value[:80]!r}")
+    return int(value)
+
+
+def _is_sparse(extended: dict[bytes, bytes], kind: Kind) -> bool:
+    """Say whether a member is sparse. Raises MalformedArchive for another form of that than version 1.0."""
+    if extended.keys().isdisjoint(_SPARSE_KEYS):
+        return False
+    version = extended.get(b"GNU.sparse.major"), extended.get(b"GNU.sparse.minor")
+    if kind is not Kind.FILE or version != (b"1", b"0") or not extended.keys() >= _SPARSE_KEYS:
+        raise MalformedArchive("a sparse member is not of the form that tar gives it, version 1.0")
+    return True
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """Return the records of an extended header: a length, a space, KEY=VALUE, a newline. Raises MalformedArchive."""
+    if b"\0" in data:
+        raise MalformedArchive("an extended header is broken")  # tar would take a path to end there
+    found, position = dict[bytes, bytes](), 0
+    while position < len(data):
+        digits, space, _ = data[position : position + 21].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        key, equals, value = data[position + len(digits) + 1 : position + length].partition(b"=")
+        if not (length and equals and value.endswith(b"\n") and value != b"\n") or position + length > len(data):
+            raise MalformedArchive("an extended header is broken")
+        if key not in _KEYS:
+            raise MalformedArchive(f"an extended header has the unknown key {key[:80]!r}")
+        found[key] = value[:-1]
+        position += length
+    return found

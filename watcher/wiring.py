@@ -1,0 +1,142 @@
+"""The parts, made from a Config. The one room that hands the configuration's values to the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from watcher import archiving, openpgp
+from watcher.archiving import LeaseKeeper, Shelf
+from watcher.config import Config, check_paths, prepare_run_keys_path
+from watcher.daemon import Notifier, Service, Settings, lock_file, mark
+from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, file_system_type, network_places
+from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
+from watcher.metrics import Metrics
+from watcher.openpgp import Recipient
+from watcher.process import low_limits
+from watcher.source import Policy, Rules
+from watcher.statusdb import StatusDB
+from watcher.statusdb.couchdb import CouchDBStore, Login
+from watcher.statusdb.sqlite import SQLiteStore
+from watcher.statusdb.store import DocumentStore
+from watcher.tar import tar_version
+
+logger = logging.getLogger(__name__)
+
+
+def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:
+    """Return the status database that the configuration names. Raises ConfigError for SQLite on a network."""
+    return StatusDB(_store(config, wait), wait)
+
+
+def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
+    path = config.statusdb.sqlite_path
+    if path is None:
+        secret = config.statusdb.password
+        return CouchDBStore(
+            Login(
+                config.statusdb.server_url,
+                config.statusdb.database,
+                config.statusdb.username,
+                secret.get_secret_value() if secret else None,
+                str(config.statusdb.ca_file) if config.statusdb.ca_file else None,
+            )
+        )
+    if path.parent.is_dir() and (kind := file_system_type(path.parent)) in NETWORK_FILE_SYSTEMS:
+        raise ConfigError(
+            f"statusdb.url: '{path}' lies on a network file system ({kind}), where SQLite's locks do not hold; "
+            "use a local disk, or CouchDB for several hosts"
+        )
+    return SQLiteStore(path, wait)
+
+
+def shelf(config: Config) -> Shelf:
+    """Return the directories for archives and wrapped keys."""
+    return Shelf(config.destination_path, config.run_keys_path)
+
+
+def find_recipient(config: Config) -> Recipient:
+    """Return the recipient that the configuration names. Raises RecipientUnusable, CannotRun or WrapFailed.
+
+    A key that nobody uses is wrapped for it: a gpg that encrypts to another key is found before hours of work.
+    """
+    recipient = openpgp.find_recipient(config.gpg_receiver, config.gnupg_home)
+    openpgp.wrap(openpgp.FileKey.generate(), recipient, config.gnupg_home)
+    return recipient
+
+
+def remote_places(config: Config) -> dict[Path, str]:
+    """Return which of the sequencing path and its sequencers cause no events for other hosts' writes, with types."""
+    return network_places(config.sequencing_path, config.ignore)
+
+
+def refuse_unusable(config: Config) -> None:
+    """Raise ConfigError with everything that keeps this machine from archiving by this configuration."""
+    if problems := list(low_limits(config.max_concurrent_jobs)):
+        raise ConfigError(problems)  # at such a limit the looks below fail with other words
+    problems = list(check_paths(config))
+    looks: tuple[Callable[[], object], ...] = (tar_version, lambda: find_recipient(config))
+    for look in looks:
+        try:
+            look()
+        except (RecipientUnusable, CannotRun) as error:
+            problems.append(str(error))
+        except WrapFailed as error:  # it may pass, and a finished archive waits for that
+            logger.warning("%s", error)
+    if problems:
+        raise ConfigError(problems)
+    prepare_run_keys_path(config.run_keys_path)
+
+
+def service(config: Config, metrics: Metrics) -> Service:
+    """Return the daemon, ready to run."""
+    abort = threading.Event()
+    database = statusdb(config, abort.wait)
+    leases = LeaseKeeper(database, config.lease_seconds)
+    marks = (lock_file(config.destination_path, config.worker_id), mark(config.run_keys_path, config.worker_id))
+    place = Shelf(config.destination_path, config.run_keys_path, marks)
+    return Service(
+        Settings(
+            worker_id=config.worker_id,
+            sequencing_path=config.sequencing_path,
+            rescan_interval=config.rescan_interval,
+            network_rescan_interval=config.network_rescan_interval,
+            stall_limit=config.stall_limit,
+            lease_seconds=config.lease_seconds,
+            jobs=config.max_concurrent_jobs,
+            rules=_rules(config),
+        ),
+        database,
+        place,
+        archiving.Worker(_worker_settings(config), database, place, leases),
+        leases,
+        Places(config.sequencing_path, config.ignore),
+        partial(
+            Observer, config.sequencing_path, ignore=config.ignore, policy=Policy(config.sentinel_policy)
+        ),
+        metrics,
+        abort,
+        Notifier(os.environ.get("NOTIFY_SOCKET")),
+    )  # fmt: skip
+
+
+def _worker_settings(config: Config) -> archiving.Settings:
+    return archiving.Settings(
+        worker_id=config.worker_id,
+        receiver=config.gpg_receiver,
+        gnupg_home=config.gnupg_home,
+        rules=_rules(config),
+        policy=Policy(config.sentinel_policy),
+        minimum_free_space=config.minimum_free_space,
+        retry_delay=config.retry_delay,
+        settle_limit=config.settle_limit,
+        quiet_period=config.quiet_period,
+    )
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(config.tar_exclusions, config.tolerated_changes, config.transfer_names)
