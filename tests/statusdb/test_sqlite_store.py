@@ -132,6 +132,15 @@ def test_a_file_of_any_name_is_that_file(tmp_path: Path, name: str) -> None:
     assert {entry.name.removesuffix("-wal").removesuffix("-shm") for entry in tmp_path.iterdir()} == {name}
 
 
+def test_a_row_whose_document_says_that_it_is_deleted_is_read_like_any_other(file: SQLiteFile) -> None:
+    file.open().put(new_document("run_001"))
+    with closing(sqlite3.connect(file.path)) as connection, connection:
+        connection.execute("update documents set body = json_set(body, '$._deleted', json('true'), '$.claim', 7)")
+    statusdb = statusdb_of(file.open())
+    assert statusdb.with_status(Status.PENDING) == []
+    assert [one.reason for one in statusdb.unreadable()] == ["claim is a number"]
+
+
 def test_a_locked_database_is_waited_for(file: SQLiteFile) -> None:
     with closing(sqlite3.connect(file.path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("begin immediate")

@@ -43,7 +43,9 @@ def checked(found: Found) -> Found:
     name = found.get("_id")
     if not isinstance(name, str):
         return Unreadable("", "it has no _id that is a text")
-    if found.get("_deleted") or model.status_of(found) is None:
+    if found.get("_deleted") is True:
+        return {key: value for key, value in found.items() if key in ("_id", "_rev", "_deleted")}
+    if model.status_of(found) is None:
         return found
     reason = _unwritable(found) or _misnamed(name) or _misplaced(found.get("path"), name) or _malformed(found, name)
     return Unreadable(_text(name), reason) if reason else found
