@@ -277,7 +277,7 @@ def test_a_sentinel_that_arrives_before_the_data_costs_nothing_but_time(bench: B
     run = Run(bench.site.sequencing / "sequencer_A" / "run_001")
     transfer = [rsync, "--archive", "--bwlimit=2000", f"{whole}/", f"{run.path}/"]
     patient = bench.other(quiet_period=QUIET_SECONDS)
-    with subprocess.Popen(transfer) as running:
+    with subprocess.Popen(transfer):
         wait_until((run.path / SENTINEL).exists, "rsync has sent the sentinel")
         assert not (run.path / "Data" / "L001" / "C1.cbcl").exists(), "the data come after the sentinel"
         bench.statusdb().register([run])
