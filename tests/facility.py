@@ -18,12 +18,9 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from watcher.commands.demo import RESTORE
-from watcher.model.values import Document
-from watcher.source.sentinel import SENTINEL
-from watcher.statusdb import StatusDB
-from watcher.statusdb.couchdb import CouchDBStore, Login
-from watcher.statusdb.sqlite import SQLiteStore
-from watcher.statusdb.store import DocumentStore
+from watcher.model import Document
+from watcher.source import SENTINEL
+from watcher.statusdb import CouchDBStore, DocumentStore, Login, SQLiteStore, StatusDB
 
 PATIENCE_SECONDS = 120.0
 """A process that has not done by then what a test waits for has hung; only a failing test gets here."""

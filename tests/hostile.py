@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from watcher import openpgp
-from watcher.archiving.publication import Shelf
+from watcher.archiving import Shelf
 from watcher.job import Job
-from watcher.model.values import Archive, Document, Run, Status
+from watcher.model import Archive, Document, Run, Status
 
 RUN = "run_001"
 TOKEN = "f" * 32

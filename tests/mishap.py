@@ -16,7 +16,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from watcher.source.sentinel import SENTINEL
+from watcher.source import SENTINEL
 
 SLOW_SECONDS = 1.0
 

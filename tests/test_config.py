@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from watcher import config
-from watcher.config.schema import Config, StatusDBConfig
+from watcher.config import Config
+from watcher.config.schema import StatusDBConfig
 from watcher.errors import ConfigError
 
 SAMPLE = Path(__file__).parent.parent / "conf" / "df_archive.yaml"

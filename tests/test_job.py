@@ -19,7 +19,7 @@ from tracing import require_strace
 
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled
 from watcher.job import MOVING, Job, enough_threads
-from watcher.model.values import Phase, Progress, Run
+from watcher.model import Phase, Progress, Run
 
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
 SLEEP = ("sleep", "1000")

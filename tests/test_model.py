@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from watcher import model
 from watcher.errors import NoSpace, RunNotSettled, TarFailed, WatcherError
-from watcher.model.documents import Event, IllegalTransition
-from watcher.model.values import Archive, Claim, Document, Phase, Progress, Run, Status
+from watcher.model import Archive, Claim, Document, IllegalTransition, Phase, Progress, Run, Status
+from watcher.model.documents import Event
 
 NOW = datetime(2026, 4, 28, 10, 5, tzinfo=UTC)
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))

@@ -1,5 +1,6 @@
-"""What the README says, held against the code."""
+"""What the README and the pages of `docs/` say, held against the code."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,25 @@ import yaml
 
 from watcher import config, errors
 from watcher.commands.demo import RESTORE
-from watcher.config.schema import Config, StatusDBConfig
+from watcher.config import Config
+from watcher.config.schema import StatusDBConfig
+from watcher.model import Status
 from watcher.model.documents import TRANSITIONS
-from watcher.model.values import Status
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/operation.md", "docs/configuration.md"))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def block(name: str) -> str:
-    """Return the shell lines that the README has under `<!-- name -->`."""
-    after = README.split(f"<!-- {name} -->\n```sh\n", 1)[1]
+    """Return the lines that a page has under `<!-- name -->`."""
+    after = re.split(rf"<!-- {name} -->\n```[a-z]+\n", TEXT, maxsplit=1)[1]
     return after.split("```\n", 1)[0]
 
 
 def table(header: str) -> list[list[str]]:
     """Return the cells of the table whose header line starts so, backquotes taken off."""
-    lines = README[README.index(f"| {header}") :].splitlines()[2:]
+    lines = TEXT[TEXT.index(f"| {header}") :].splitlines()[2:]
     rows = []
     for line in lines:
         if not line.startswith("|"):
@@ -132,3 +136,16 @@ def test_the_lines_that_restore_are_those_that_the_tests_and_the_demo_use() -> N
     first, rest = block("restore").split("\n", 1)
     assert first.startswith("RUN=")
     assert rest == RESTORE
+
+
+def test_the_minimal_configuration_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "df_archive.yaml"
+    file.write_text(block("minimal"), encoding="utf-8")
+    assert config.load(file, {}).gpg_receiver == "ops@example.org"
+
+
+def test_every_link_between_the_pages_leads_somewhere() -> None:
+    pages = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
+    assert links
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []

@@ -38,25 +38,25 @@ SAFEGUARDS = {
         "statusdb/test_contract.py::test_a_write_over_an_old_revision_is_a_conflict_and_changes_nothing[sqlite]",
     ),
     "a write compares tokens": Safeguard(
-        "statusdb/__init__.py",
+        "statusdb/database.py",
         "if found is None or not (has_ended or model.is_held(found, self._token)):",
         "if found is None:",
         "archiving/test_worker.py::test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published[before-refuse_foreign]",
     ),
     "a lost claim's answer compares tokens": Safeguard(
-        "statusdb/__init__.py",
+        "statusdb/database.py",
         'return found if found is not None and model.is_held(found, wanted["claim"]["token"]) else None',
         "return found",
         "statusdb/test_claims.py::test_a_claim_that_another_worker_has_is_none_and_stays_theirs[sqlite]",
     ),
     "202 is no claim": Safeguard(
-        "statusdb/__init__.py",
+        "statusdb/database.py",
         'if not written.confirmed:\n            logger.warning("the claim',
         'if False:\n            logger.warning("the claim',
         "statusdb/test_claims.py::test_a_claim_that_too_few_nodes_confirm_is_none",
     ),
     "a takeover is of the revision that stood still": Safeguard(
-        "statusdb/__init__.py",
+        "statusdb/database.py",
         'return stale_rev is not None and bool(document["_rev"] == stale_rev)',
         "return stale_rev is not None",
         "statusdb/test_claims.py::test_a_stale_claim_is_taken_over_only_over_the_revision_that_was_found_stale[sqlite]",
@@ -268,7 +268,8 @@ SAFEGUARDS = {
         "restoring/guard.py",
         "if parent is not Kind.DIRECTORY:",
         "if parent is None:",
-        "restoring/test_restore.py::test_an_unsafe_archive_is_refused_and_leaves_nothing[a file in a link to the inside]",
+        "restoring/test_restore.py::test_an_unsafe_archive_is_refused_and_leaves_nothing"
+        "[a file in a link to the inside]",
     ),
     "a restored member lies in the run": Safeguard(
         "restoring/guard.py",
@@ -283,7 +284,7 @@ SAFEGUARDS = {
         "tar/test_members.py::test_a_member_that_only_tar_would_see_makes_the_stream_malformed[a greedy map]",
     ),
     "a stored file is not read through a link": Safeguard(
-        "restoring/restore.py",
+        "restoring/extraction.py",
         "flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC",
         "flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
         "restoring/test_restore.py::test_only_a_regular_file_is_read[key-put_a_link]",

@@ -11,12 +11,9 @@ from typing import Any
 
 from facility import Site
 
-from watcher.archiving.lease import LeaseKeeper
-from watcher.archiving.publication import Shelf
-from watcher.archiving.worker import Outcome, Settings, Worker
-from watcher.model.values import Document, Run
-from watcher.statusdb import StatusDB
-from watcher.statusdb.store import DocumentStore
+from watcher.archiving import LeaseKeeper, Outcome, Settings, Shelf, Worker
+from watcher.model import Document, Run
+from watcher.statusdb import DocumentStore, StatusDB
 
 KILLED = 137
 """What a child process exits with that died in the middle of its work."""

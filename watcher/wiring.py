@@ -19,10 +19,7 @@ from watcher.metrics import Metrics
 from watcher.openpgp import Recipient
 from watcher.process import low_limits
 from watcher.source import Policy, Rules
-from watcher.statusdb import StatusDB
-from watcher.statusdb.couchdb import CouchDBStore, Login
-from watcher.statusdb.sqlite import SQLiteStore
-from watcher.statusdb.store import DocumentStore
+from watcher.statusdb import CouchDBStore, DocumentStore, Login, SQLiteStore, StatusDB
 from watcher.tar import tar_version
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from facility import Daemon, Site, assert_same_tree
 
-from watcher.source.sentinel import SENTINEL
+from watcher.source import SENTINEL
 
 
 def shell(script: str) -> Callable[[Path], None]:

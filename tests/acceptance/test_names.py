@@ -8,7 +8,7 @@ import pytest
 from couchdb_server import Database
 from facility import Site, assert_same_tree
 
-from watcher.source.sentinel import SENTINEL
+from watcher.source import SENTINEL
 
 HOSTILE = (
     "with spaces",

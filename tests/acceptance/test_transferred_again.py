@@ -12,8 +12,8 @@ import pytest
 from facility import Site, assert_same_tree
 from test_readme import block
 
-from watcher.model.values import Document
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Document
+from watcher.source import SENTINEL
 
 WARNING = "is not what was archived any more"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from facility import PATIENCE_SECONDS, never_stop, wait_until
 
-from watcher.archiving.lease import LOOK_PART, RENEWALS_A_LEASE, TRUSTED_PART, Lease, LeaseKeeper, StaleClaims, boottime
+from watcher.archiving import LeaseKeeper, StaleClaims
+from watcher.archiving.lease import LOOK_PART, RENEWALS_A_LEASE, TRUSTED_PART, Lease, boottime
 from watcher.errors import ClaimLost, NoSpace, StatusDBUnavailable
 from watcher.job import Job
-from watcher.model.values import Archive, Claim, Document, Phase, Run
-from watcher.statusdb import StatusDB
-from watcher.statusdb.sqlite import SQLiteStore
-from watcher.statusdb.store import DocumentStore, Written
+from watcher.model import Archive, Claim, Document, Phase, Run
+from watcher.statusdb import DocumentStore, SQLiteStore, StatusDB
+from watcher.statusdb.store import Written
 
 LEASE_SECONDS = 300.0
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))

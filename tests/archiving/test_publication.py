@@ -28,17 +28,15 @@ from facility import Site, wait_until
 from host import as_nobody, make_reachable
 from tracing import require_strace, traced
 
+from watcher.archiving import Shelf
 from watcher.archiving.files import reading, writing
-from watcher.archiving.publication import Shelf
-from watcher.daemon.lock import mark
+from watcher.daemon import mark
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFailed, RunNotSettled, TarFailed
 from watcher.job import Job
-from watcher.model import MAX_RUN_NAME_BYTES, NAME_MAX
-from watcher.model.values import Archive, Run, TarReport
-from watcher.source.directory import hold
-from watcher.source.rules import Rules
-from watcher.source.stillness import Stillness
-from watcher.tar.stream import PIPE_BYTES, TarStream, tar_version
+from watcher.model import MAX_RUN_NAME_BYTES, NAME_MAX, Archive, Run, TarReport
+from watcher.source import Rules, Stillness, hold
+from watcher.tar import TarStream, tar_version
+from watcher.tar.stream import PIPE_BYTES
 
 BIG = 4 * PIPE_BYTES
 """tar blocks in the middle of a file of this size until somebody reads."""

@@ -15,12 +15,11 @@ import pytest
 from facility import PATIENCE_SECONDS, Site, assert_same_tree, never_stop, wait_until
 from workbench import Bench, always, die
 
-from watcher.archiving.worker import Outcome
-from watcher.config.schema import Config
+from watcher.archiving import Outcome
+from watcher.config import Config
 from watcher.errors import Interrupted, StatusDBUnavailable
-from watcher.model.values import Document, Run
-from watcher.source.rules import Rules
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Document, Run
+from watcher.source import SENTINEL, Rules
 
 TRANSFERS = Config.model_fields["transfer_names"].get_default(call_default_factory=True)
 RULES = Rules(tolerated=(SENTINEL, "rsync*.log"), transfers=TRANSFERS)

@@ -18,11 +18,10 @@ import pytest
 from facility import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_until
 from workbench import Action, Bench, always, die, no_pauses
 
-from watcher.archiving.lease import LeaseKeeper
-from watcher.archiving.worker import Outcome, Worker, growing_pauses
+from watcher.archiving import LeaseKeeper, Outcome, Worker, growing_pauses
 from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
-from watcher.model.values import Archive, Document, Run
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Archive, Document, Run
+from watcher.source import SENTINEL
 
 AWAY = StatusDBUnavailable("the database is away, says the test")
 

@@ -23,7 +23,7 @@ import bench
 import requests
 from facility import PATIENCE_SECONDS, Site
 
-from watcher.source.sentinel import SENTINEL
+from watcher.source import SENTINEL
 
 LOOK_SECONDS = 0.0003
 LOADED_RUNS = 20

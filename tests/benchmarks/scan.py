@@ -24,8 +24,8 @@ from facility import Site
 from fault_proxy import FaultProxy, Request
 
 from watcher import model
-from watcher.model.values import Archive, Run
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Archive, Run
+from watcher.source import SENTINEL
 from watcher.statusdb.couchdb import DESIGN
 
 RESCANS = 3

@@ -21,7 +21,7 @@ import requests
 from facility import Site
 from host import inotify_limit
 
-from watcher.source.sentinel import SENTINEL
+from watcher.source import SENTINEL
 
 LOOK_SECONDS = 0.1
 ANSWER_SECONDS = 120

@@ -22,8 +22,8 @@ from facility import Site
 from host import inotify_inodes, inotify_limit
 from scan import SEQUENCERS, register
 
-from watcher.model.values import Run
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Run
+from watcher.source import SENTINEL
 
 HEADER = ("what", "watches", "threads", "seconds to start", "memory MB")
 

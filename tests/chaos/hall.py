@@ -17,10 +17,9 @@ import yaml
 from couchdb_server import Database
 from facility import Daemon, Site, assert_same_tree, gpg, never_stop, wait_until
 
-from watcher.archiving.publication import Shelf
-from watcher.model.values import Document
-from watcher.statusdb import StatusDB
-from watcher.statusdb.couchdb import CouchDBStore, Login
+from watcher.archiving import Shelf
+from watcher.model import Document
+from watcher.statusdb import CouchDBStore, Login, StatusDB
 
 LEASE_SECONDS = 1.5
 """Long enough for a renewal on a busy machine, short enough for a hundred take-overs in CI."""

@@ -18,10 +18,10 @@ from hall import Hall, await_step, say, seeded
 from scale import size
 from workbench import Bench, die
 
-from watcher.archiving.worker import Outcome
+from watcher.archiving import Outcome
 from watcher.errors import NoSpace, StatusDBUnavailable, TarFailed
-from watcher.model.values import Claim, Phase, Progress, Run
-from watcher.statusdb.couchdb import CouchDBStore, Login
+from watcher.model import Claim, Phase, Progress, Run
+from watcher.statusdb import CouchDBStore, Login
 
 pytestmark = pytest.mark.chaos
 

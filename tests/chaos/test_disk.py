@@ -15,8 +15,7 @@ from facility import Site, assert_same_tree, gpg, wait_until
 from hall import Hall, mounted
 from workbench import Bench, no_pauses
 
-from watcher.archiving.publication import Shelf
-from watcher.archiving.worker import Outcome
+from watcher.archiving import Outcome, Shelf
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root]
 

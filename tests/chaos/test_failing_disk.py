@@ -16,7 +16,7 @@ from failing_disk import Disk, failing_disk
 from fuse_server import Unavailable
 from workbench import Bench, no_pauses
 
-from watcher.archiving.worker import Outcome
+from watcher.archiving import Outcome
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root]
 

@@ -15,7 +15,7 @@ from fuse_server import Unavailable
 from gate import Gate
 from hall import Hall
 
-from watcher.model.values import Document, Run
+from watcher.model import Document, Run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root]
 

@@ -20,7 +20,7 @@ from facility import COMMAND, Site, keyring, make_key, wait_until
 from host import inotify_limit
 
 from watcher.errors import NoSpace
-from watcher.model.values import Run
+from watcher.model import Run
 
 OPEN_RUNS = 1000
 """More than the watches of whatever else runs here, which the lowered limit shall not disturb."""

@@ -13,7 +13,7 @@ from facility import PATIENCE_SECONDS, wait_until
 
 from watcher.daemon.dispatcher import AWAY_SECONDS, Dispatcher
 from watcher.errors import StatusDBUnavailable
-from watcher.model.values import Run
+from watcher.model import Run
 
 JOBS = 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.daemon.lock import worker_lock
+from watcher.daemon import worker_lock
 from watcher.errors import ConfigError
 
 

@@ -19,8 +19,8 @@ from host import limited_command, require_namespace
 from mishap import prefix
 from workbench import Bench, die
 
-from watcher.model.values import Document, Run
-from watcher.source.sentinel import SENTINEL
+from watcher.model import Document, Run
+from watcher.source import SENTINEL
 
 
 def document(site: Site, name: str = "run_001") -> Document:

@@ -8,7 +8,7 @@ import pytest
 from facility import Systemd
 from host import no_descriptors
 
-from watcher.daemon.systemd import Notifier
+from watcher.daemon import Notifier
 
 
 def test_without_systemd_nothing_is_sent() -> None:

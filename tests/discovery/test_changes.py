@@ -34,13 +34,12 @@ from host import (
 from mishap import prefix
 
 from watcher import model
-from watcher.discovery.changes import CHECK_SECONDS, FEED_PAUSES_SECONDS, SPIN_SECONDS, Feed
-from watcher.model.values import Document, Run
-from watcher.source.sentinel import SENTINEL
-from watcher.statusdb import StatusDB
-from watcher.statusdb.couchdb import CouchDBStore, Login
-from watcher.statusdb.sqlite import SQLiteStore
-from watcher.statusdb.store import Conflict, DocumentStore
+from watcher.discovery import Feed
+from watcher.discovery.changes import CHECK_SECONDS, FEED_PAUSES_SECONDS, SPIN_SECONDS
+from watcher.model import Document, Run
+from watcher.source import SENTINEL
+from watcher.statusdb import CouchDBStore, DocumentStore, Login, SQLiteStore, StatusDB
+from watcher.statusdb.store import Conflict
 
 ANSWER_SECONDS = 60
 OVERFLOWED = "the kernel's event queue overflowed: a rescan finds what events did not tell"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from host import mounted, no_descriptors
 
-from watcher.discovery.mounts import Places, file_system_type, network_places
+from watcher.discovery import Places, file_system_type, network_places
 
 
 def test_the_type_of_a_file_system_comes_from_the_kernels_table() -> None:

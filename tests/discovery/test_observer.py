@@ -26,9 +26,9 @@ from host import (
     unmount,
 )
 
-from watcher.discovery.observer import Observer
-from watcher.model.values import Run
-from watcher.source.sentinel import SENTINEL, Sighting, State
+from watcher.discovery import Observer
+from watcher.model import Run
+from watcher.source import SENTINEL, Sighting, State
 
 IN_MODIFY, IN_ATTRIB = 0x2, 0x4
 OBSERVER_THREADS = 3

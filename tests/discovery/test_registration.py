@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 import pytest
 from facility import PATIENCE_SECONDS, never_stop, wait_until
 
-from watcher.discovery.registration import BATCH, Intake, Noticed
+from watcher.discovery import Intake, Noticed
+from watcher.discovery.registration import BATCH
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
-from watcher.model.values import Document, Run
-from watcher.source.directory import hold
-from watcher.source.rules import Rules
-from watcher.source.sentinel import SENTINEL, Policy, Sighting, State, inspect
-from watcher.statusdb import StatusDB, path_of
-from watcher.statusdb.sqlite import SQLiteStore
+from watcher.model import Document, Run, path_of
+from watcher.source import SENTINEL, Policy, Rules, Sighting, State, hold, inspect
+from watcher.statusdb import SQLiteStore, StatusDB
 
 ROOT = Path("/data/sequencing")
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from host import require_namespace
 
 from watcher import openpgp
 from watcher.errors import RecipientUnusable, WrapFailed
+from watcher.openpgp import FileKey
 from watcher.openpgp import recipient as receiver
-from watcher.openpgp.filekey import FileKey
 
 OLDER, NEWER, LATER = "20200101T000000", "20200102T000000", "20210101T000000"
 UNATTENDED = ("--passphrase", "", "--pinentry-mode", "loopback")

@@ -34,10 +34,8 @@ from watcher.errors import (
     WrapFailed,
 )
 from watcher.job import Job
-from watcher.model.values import Digest, Run
-from watcher.openpgp import streams
-from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.recipient import Recipient
+from watcher.model import Digest, Run
+from watcher.openpgp import FileKey, Recipient, streams
 
 CONTENT = os.urandom(3_000_000)
 PAST = "20200101T000000"

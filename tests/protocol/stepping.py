@@ -17,9 +17,9 @@ from typing import Any
 from facility import PATIENCE_SECONDS
 from workbench import Bench
 
-from watcher.archiving.worker import Outcome, Worker
+from watcher.archiving import Outcome, Worker
 from watcher.errors import Interrupted, StatusDBUnavailable
-from watcher.model.values import Run
+from watcher.model import Run
 
 
 class Died(BaseException):

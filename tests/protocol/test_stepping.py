@@ -30,10 +30,9 @@ from scale import size
 from stepping import FILE_STEPS, SteppedWorker
 from workbench import Bench
 
-from watcher.archiving.worker import Outcome
-from watcher.model.values import Document, Run
-from watcher.statusdb.couchdb import CouchDBStore, Login
-from watcher.statusdb.store import DocumentStore
+from watcher.archiving import Outcome
+from watcher.model import Document, Run
+from watcher.statusdb import CouchDBStore, DocumentStore, Login
 
 EXAMPLES = size("PROTOCOL_EXAMPLES", 40)
 """Stories that hypothesis tells on each store. A hundred take about a minute, half of them told twice."""

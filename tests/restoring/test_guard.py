@@ -15,7 +15,7 @@ from hostile import DEVICE, FILE, LINK, RUN, SUB, TOP, UNSAFE, Unsafe, directory
 from watcher.errors import RestoreFailed
 from watcher.restoring import guard as unpacking
 from watcher.restoring.guard import MAX_WARNINGS, Guard
-from watcher.tar.members import MemberWalk
+from watcher.tar import MemberWalk
 
 
 class Sieve:

@@ -35,12 +35,13 @@ from hostile import (
 )
 
 from watcher import openpgp
-from watcher.archiving.publication import Shelf
+from watcher.archiving import Shelf
 from watcher.commands.demo import RESTORE
 from watcher.errors import RestoreFailed, UnknownRun
 from watcher.job import Job
-from watcher.model.values import Document, Run
-from watcher.restoring.restore import AS_USUAL, Manner, restore
+from watcher.model import Document, Run
+from watcher.restoring import Manner, restore
+from watcher.restoring.extraction import AS_USUAL
 
 PINENTRY = """#!/bin/sh
 echo OK

@@ -21,19 +21,16 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from workbench import Bench
 
-from watcher.archiving.worker import Outcome
-from watcher.config.schema import Config
+from watcher.archiving import Outcome
+from watcher.config import Config
 from watcher.errors import Incomplete, Interrupted, RunNotSettled, TarFailed
 from watcher.job import Job
-from watcher.model.values import Kind, Run
+from watcher.model import Kind, Run
 from watcher.process import tar_environment
-from watcher.source.directory import hold
-from watcher.source.listing import MAX_MEMBER_PATH_BYTES, SPARSE_BYTES, Entry, Listing, Survey
-from watcher.source.rules import Rules
-from watcher.source.stillness import Stillness
-from watcher.source.top import has_same_top
-from watcher.tar.members import MemberWalk
-from watcher.tar.stream import TarStream, tar_command
+from watcher.source import Entry, Rules, Stillness, has_same_top, hold
+from watcher.source.listing import MAX_MEMBER_PATH_BYTES, SPARSE_BYTES, Listing, Survey
+from watcher.tar import MemberWalk, TarStream
+from watcher.tar.stream import tar_command
 
 ENTRY_BYTES = 12
 """What a listing may keep of each entry: its hash has eight, and an array grows in steps."""

@@ -15,9 +15,9 @@ from fuse_server import Unavailable
 from lying_disk import Liar, lying_disk
 from workbench import Bench
 
-from watcher.archiving.worker import Outcome
-from watcher.model.values import Run
-from watcher.source.sentinel import SENTINEL
+from watcher.archiving import Outcome
+from watcher.model import Run
+from watcher.source import SENTINEL
 
 pytestmark = pytest.mark.root
 

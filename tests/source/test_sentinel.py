@@ -13,17 +13,8 @@ from pathlib import Path
 import pytest
 from host import as_nobody, make_reachable
 
-from watcher.discovery.observer import Observer
-from watcher.source.sentinel import (
-    RACY_SECONDS,
-    SENTINEL,
-    SETTLE_SECONDS,
-    Policy,
-    Sighting,
-    State,
-    inspect,
-    unusable_name,
-)
+from watcher.discovery import Observer
+from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Policy, Sighting, State, inspect, unusable_name
 
 PATIENCE_SECONDS = 60
 

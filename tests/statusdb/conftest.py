@@ -8,7 +8,7 @@ import pytest
 from couchdb_server import Database
 from databases import CouchDatabase, Direct, Place, SQLiteFile, login_of
 
-from watcher.statusdb.store import DocumentStore
+from watcher.statusdb import DocumentStore
 
 
 @pytest.fixture(params=["sqlite", "couchdb"])

@@ -17,11 +17,9 @@ from couchdb_server import Database
 from facility import PATIENCE_SECONDS, never_stop
 
 from watcher.errors import StatusDBUnavailable
-from watcher.model.values import Document, Run
-from watcher.statusdb import StatusDB
-from watcher.statusdb.couchdb import CouchDBStore, Login
-from watcher.statusdb.sqlite import SQLiteStore
-from watcher.statusdb.store import DocumentStore, Written
+from watcher.model import Document, Run
+from watcher.statusdb import CouchDBStore, DocumentStore, Login, SQLiteStore, StatusDB
+from watcher.statusdb.store import Written
 
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
 

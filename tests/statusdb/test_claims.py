@@ -31,9 +31,9 @@ from databases import (
 from fault_proxy import Fault, FaultProxy, Request
 
 from watcher.errors import ClaimLost, NoSpace, RunNotSettled, StatusDBUnavailable, TarFailed, UnknownRun
-from watcher.model.values import Archive, Claim, Document, Phase, Progress, Run, Status
-from watcher.statusdb import PAUSES_SECONDS, StatusDB, path_of
-from watcher.statusdb.store import DocumentStore
+from watcher.model import Archive, Claim, Document, Phase, Progress, Run, Status, path_of
+from watcher.statusdb import DocumentStore, StatusDB
+from watcher.statusdb.database import PAUSES_SECONDS
 
 ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, token="d" * 32)
 

@@ -11,9 +11,9 @@ import pytest
 from databases import Place, claim_all, in_processes, in_threads, new_document, statusdb_of, stored, write_one
 from facility import PATIENCE_SECONDS
 
-from watcher.model.values import Claim, Document, Run, Status
-from watcher.statusdb import StatusDB
-from watcher.statusdb.store import Conflict, DocumentStore
+from watcher.model import Claim, Document, Run, Status
+from watcher.statusdb import DocumentStore, StatusDB
+from watcher.statusdb.store import Conflict
 
 AWKWARD_IDS = (
     "run 001",

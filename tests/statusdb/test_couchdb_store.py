@@ -43,10 +43,11 @@ from facility import PATIENCE_SECONDS
 from fault_proxy import Fault, FaultProxy, Request
 
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable, WatcherError
-from watcher.model.values import Archive, Document, Run, Status
-from watcher.statusdb import PAUSES_SECONDS, StatusDB
-from watcher.statusdb.couchdb import DESIGN_DOCUMENT, REFUSED_SECONDS, CouchDBStore, Login
-from watcher.statusdb.store import Conflict, FeedLost
+from watcher.model import Archive, Document, Run, Status
+from watcher.statusdb import CouchDBStore, FeedLost, Login, StatusDB
+from watcher.statusdb.couchdb import DESIGN_DOCUMENT, REFUSED_SECONDS
+from watcher.statusdb.database import PAUSES_SECONDS
+from watcher.statusdb.store import Conflict
 
 USER = "ops@example.org"
 PASSWORD = "p@ss:w/rd%+ü"

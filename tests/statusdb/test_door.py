@@ -17,13 +17,11 @@ from databases import RUN, CouchDatabase, Pauses, SQLiteFile, login_of, new_docu
 from forged import DEEP, HUGE, INFINITE, SURROGATE, ForgingProxy, forge
 
 from watcher import model
-from watcher.archiving.garbage import Sweeper
-from watcher.archiving.publication import Shelf
+from watcher.archiving import Shelf, Sweeper
 from watcher.errors import ClaimLost, UnknownRun
-from watcher.model.values import Archive, Document, Phase, Progress, Run, Status
-from watcher.statusdb import StatusDB, door
+from watcher.model import Archive, Document, Phase, Progress, Run, Status
+from watcher.statusdb import Changes, DocumentStore, StatusDB, Unreadable, door
 from watcher.statusdb.door import MAX_REMEMBERED, Door, checked
-from watcher.statusdb.store import Changes, DocumentStore, Unreadable
 
 ARCHIVE = Archive(
     "run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, ("w",), "d" * 32, "1-2"

@@ -32,9 +32,10 @@ from host import mounted, no_descriptors
 from tracing import require_strace, traced
 
 from watcher.errors import ConfigError, StatusDBUnavailable
-from watcher.model.values import Status
-from watcher.statusdb.sqlite import LOOK_SECONDS, SQLiteStore
-from watcher.statusdb.store import Conflict, FeedLost
+from watcher.model import Status
+from watcher.statusdb import FeedLost, SQLiteStore
+from watcher.statusdb.sqlite import LOOK_SECONDS
+from watcher.statusdb.store import Conflict
 
 NOBODY = 65534
 

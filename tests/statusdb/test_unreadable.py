@@ -18,9 +18,9 @@ from forged import DEEP, HUGE, INFINITE, MARKS, SURROGATE, ForgingProxy, forge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from watcher.model.values import Document
+from watcher.model import Document
+from watcher.statusdb import Unreadable
 from watcher.statusdb.door import checked
-from watcher.statusdb.store import Unreadable
 
 ARCHIVE = {"file": "{}.tar.gpg", "key_file": "{}.key.gpg", "sha256": "a" * 64, "size": 5, "tar_sha256": "b" * 64}
 MORE = {"tar_size": 5, "key_sha256": "c" * 64, "recipient": "F", "members": 1, "token": "d" * 32}

@@ -12,16 +12,13 @@ import pytest
 from facility import Site
 from workbench import Bench
 
-from watcher.archiving.worker import Outcome
+from watcher.archiving import Outcome
 from watcher.errors import Incomplete, RunNotSettled
 from watcher.job import Job
-from watcher.model.values import Kind, Run, TarReport
-from watcher.source.directory import hold
-from watcher.source.rules import Rules
-from watcher.source.stillness import Stillness
+from watcher.model import Kind, Run, TarReport
+from watcher.source import Rules, Stillness, hold
+from watcher.tar import Member, TarStream
 from watcher.tar.completeness import PROBLEMS_TOLD, Completeness
-from watcher.tar.members import Member
-from watcher.tar.stream import TarStream
 
 SIZE = 2 << 20
 

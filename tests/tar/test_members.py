@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from watcher.model.values import Kind
-from watcher.tar.members import BLOCK_BYTES, MalformedArchive, Member, MemberWalk
+from watcher.model import Kind
+from watcher.tar import MalformedArchive, Member, MemberWalk
+from watcher.tar.members import BLOCK_BYTES
 
 
 def tar(directory: Path, *options: str) -> bytes:

@@ -22,8 +22,7 @@ from watcher.errors import CannotRun, RestoreFailed, WatcherError, remedy
 from watcher.model import Document
 from watcher.process import gpg_environment, tar_environment
 from watcher.source import SENTINEL
-from watcher.statusdb import StatusDB
-from watcher.statusdb.sqlite import SQLiteStore
+from watcher.statusdb import SQLiteStore, StatusDB
 
 NAME = "demo"
 HELP = "archive and restore a small run in a temporary directory; needs only gpg and tar"

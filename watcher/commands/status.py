@@ -19,9 +19,9 @@ from watcher.commands.shared import OK, counted, load, sightings
 from watcher.config import Config
 from watcher.discovery import collision
 from watcher.journal import printable
-from watcher.model import Document, Status, status_of
+from watcher.model import Document, Status, path_of, status_of
 from watcher.source import NOT_THERE, State, unusable_name
-from watcher.statusdb import StatusDB, Unreadable, path_of
+from watcher.statusdb import StatusDB, Unreadable
 
 NAME = "status"
 HELP = "show the runs that are not encrypted, why, and how many there are of each status"

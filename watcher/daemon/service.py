@@ -29,9 +29,9 @@ from watcher.discovery import Feed, Intake, Noticed, Observer, Places
 from watcher.errors import ConfigError, Interrupted, NotTheRunsFault, StatusDBRefused, StatusDBUnavailable
 from watcher.journal import printable
 from watcher.metrics import Metrics
-from watcher.model import Document, Run, Status
+from watcher.model import Document, Run, Status, path_of
 from watcher.source import Rules
-from watcher.statusdb import StatusDB, path_of
+from watcher.statusdb import StatusDB
 
 TICK_SECONDS = 2.0
 """How often the threads' health and stalled jobs are looked at."""

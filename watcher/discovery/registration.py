@@ -15,9 +15,9 @@ from pathlib import Path
 from watcher import model
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
-from watcher.model import Document, Run, Status
+from watcher.model import Document, Run, Status, path_of
 from watcher.source import Rules, Sighting, State, has_same_top, unusable_name
-from watcher.statusdb import StatusDB, path_of
+from watcher.statusdb import StatusDB
 
 BATCH = 1000
 """Sightings registered in one request, when so many wait."""

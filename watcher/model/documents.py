@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 from watcher.errors import WatcherError
 from watcher.model.values import (
@@ -83,6 +84,12 @@ def status_of(document: Document) -> Status | None:
         return Status(document.get("status", ""))
     except ValueError:
         return None
+
+
+def path_of(document: Document) -> Path:
+    """Return the run directory that a document names; an empty path if it names none."""
+    path = document.get("path")
+    return Path(path) if isinstance(path, str) else Path()
 
 
 def token_of(document: Document) -> str | None:

@@ -6,6 +6,6 @@ the command `restore` uses this folder.
 
 from __future__ import annotations
 
-from watcher.restoring.restore import Manner, restore
+from watcher.restoring.extraction import Manner, restore
 
 __all__ = ["Manner", "restore"]
