@@ -68,15 +68,15 @@ SAFEGUARDS = {
         "statusdb/test_door.py::test_one_unreadable_document_keeps_no_other_from_being_read[couchdb-<infinite>]",
     ),
     "a holder stops trusting its lease": Safeguard(
-        "archiving/worker.py",
+        "archiving/attempt.py",
         'if lease.document.get("archive") is None or not lease.is_trusted:',
         'if lease.document.get("archive") is None:',
         "archiving/test_worker.py::test_a_holder_that_may_not_trust_its_lease_any_more_asks_before_it_publishes",
     ),
     "an archive is announced before it is named": Safeguard(
-        "archiving/worker.py",
+        "archiving/attempt.py",
         '            if lease.document.get("archive") is None or not lease.is_trusted:\n'
-        "                lease.write(self._statusdb.announce, archive)\n",
+        "                lease.write(self.parts.statusdb.announce, archive)\n",
         "",
         "archiving/test_worker.py::test_a_finished_archive_is_adopted_after_a_crash[before the announcement arrives]",
     ),
@@ -87,15 +87,15 @@ SAFEGUARDS = {
         "daemon/test_lock.py::test_the_lock_is_free_again_when_its_holder_has_ended",
     ),
     "what is not adopted is removed: the run's fence": Safeguard(
-        "archiving/worker.py",
-        "        for token in claim.former:\n            self._shelf.drop(name, token)\n",
+        "archiving/attempt.py",
+        "        for token in self.claim.former:\n            shelf.drop(self.name, token)\n",
         "",
         "archiving/test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
     ),
     "what came after our claim is spared": Safeguard(
-        "archiving/worker.py",
-        "        for token in claim.former:\n            self._shelf.drop(name, token)\n",
-        "        for token in self._shelf.former(name):\n            self._shelf.drop(name, token)\n",
+        "archiving/attempt.py",
+        "        for token in self.claim.former:\n            shelf.drop(self.name, token)\n",
+        "        for token in shelf.former(self.name):\n            shelf.drop(self.name, token)\n",
         "archiving/test_worker.py::test_a_late_waker_leaves_the_files_of_its_successor_alone",
     ),
     "a file is on the disk before it is announced": Safeguard(
@@ -135,14 +135,15 @@ SAFEGUARDS = {
         "archiving/test_publication.py::test_an_archive_has_no_name_without_its_key",
     ),
     "what was not adopted is not announced any more": Safeguard(
-        "archiving/worker.py",
-        '        if "archive" in lease.document:\n            lease.write(self._statusdb.announce, None)\n',
+        "archiving/attempt.py",
+        '        if "archive" in self.lease.document:\n'
+        "            self.lease.write(self.parts.statusdb.announce, None)\n",
         "",
         "archiving/test_worker.py::test_an_archive_that_is_not_adopted_is_not_announced_any_more",
     ),
     "what is adopted is no older than the sentinel": Safeguard(
-        "archiving/worker.py",
-        "if not _is_of(archive, still):",
+        "archiving/attempt.py",
+        "if not self._is_wanted(archive):",
         "if False:",
         "archiving/test_worker.py::test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile"
         "[before it publishes]",
@@ -155,8 +156,11 @@ SAFEGUARDS = {
     ),
     "what came after our claim is spared even by one who sleeps at it": Safeguard(
         "archiving/worker.py",
-        "return self._attempt(replace(claim, former=former), lease, job, still)",
-        "return self._attempt(replace(claim, former=self._shelf.former(run.name)), lease, job, still)",
+        "former = self._parts.shelf.former(run.name)\n        asked_at = self._leases.now()\n"
+        "        claim = statusdb.claim(run, self._parts.settings.worker_id, document)\n",
+        "asked_at = self._leases.now()\n"
+        "        claim = statusdb.claim(run, self._parts.settings.worker_id, document)\n"
+        "        former = self._parts.shelf.former(run.name)\n",
         "archiving/test_worker.py::test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_successor_alone",
     ),
     "a manifest goes first": Safeguard(
@@ -191,13 +195,13 @@ SAFEGUARDS = {
         "archiving/test_publication.py::test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted",
     ),
     "a finished archive has a manifest": Safeguard(
-        "archiving/worker.py",
-        'self._wait_out(lambda: self._shelf.stage_manifest(claim.run.name, archive), "stage the manifest", job)',
+        "archiving/attempt.py",
+        'self.wait_out(lambda: shelf.stage_manifest(self.name, archive), "stage the manifest")',
         "pass",
         "archiving/test_worker.py::test_a_finished_archive_survives_a_stop_while_the_database_is_away",
     ),
     "the stored file decrypts to what tar gave": Safeguard(
-        "archiving/worker.py",
+        "archiving/attempt.py",
         "if plain != report.stream:",
         "if False:",
         "archiving/test_worker.py::test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file"
@@ -216,21 +220,21 @@ SAFEGUARDS = {
         "tar/test_completeness.py::test_a_tar_that_excludes_more_than_the_patterns_is_refused",
     ),
     "the run is listed again before its archive has its name": Safeguard(
-        "archiving/worker.py",
-        "            if not self._shelf.has_begun(claim.run.name):\n                still.require()",
+        "archiving/attempt.py",
+        "            if not shelf.has_begun(self.name):\n                still.require()",
         "            if False:\n                still.require()",
         "archiving/test_settled.py::test_whatever_changes_before_the_archive_has_its_name_means_not_settled"
         "[a late file-once it has its manifest]",
     ),
     "files are read to their end": Safeguard(
-        "archiving/worker.py",
+        "archiving/attempt.py",
         "still.require(with_ends=True)",
         "still.require()",
         "source/test_lying_disk.py::test_a_file_with_more_content_than_its_size_says_is_refused",
     ),
     "a run is quiet before its archive has its name": Safeguard(
-        "archiving/worker.py",
-        "            self._await_quiet(still, job)\n            self._publish",
+        "archiving/attempt.py",
+        "            self._await_quiet(still)\n            self._publish",
         "            self._publish",
         "archiving/test_settled.py::test_a_run_that_has_just_come_is_recorded_when_it_has_been_quiet",
     ),

@@ -7,9 +7,11 @@ what no claim wants any more. The daemon calls this folder; the folder knows not
 
 from __future__ import annotations
 
+from watcher.archiving.attempt import Settings, growing_pauses
+from watcher.archiving.endings import Outcome
 from watcher.archiving.garbage import Sweeper
 from watcher.archiving.lease import LeaseKeeper, StaleClaims
 from watcher.archiving.publication import Shelf
-from watcher.archiving.worker import Outcome, Settings, Worker, growing_pauses
+from watcher.archiving.worker import Worker
 
 __all__ = ["LeaseKeeper", "Outcome", "Settings", "Shelf", "StaleClaims", "Sweeper", "Worker", "growing_pauses"]

@@ -19,6 +19,7 @@ from watcher.source.sentinel import (
     State,
     inspect,
     inspect_directory,
+    is_ready,
     unusable_name,
 )
 from watcher.source.stillness import Stillness
@@ -40,5 +41,6 @@ __all__ = [
     "hold",
     "inspect",
     "inspect_directory",
+    "is_ready",
     "unusable_name",
 ]

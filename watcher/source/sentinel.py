@@ -113,6 +113,14 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
         return _unreadable(run, error, now())
 
 
+def is_ready(run: Run, policy: Policy) -> bool:
+    """Say whether the run's sentinel is ready now. A run that cannot be looked at is not."""
+    try:
+        return inspect(run.path, policy).state is State.READY
+    except OSError:
+        return False
+
+
 def _version(run: Run, sentinel: os.stat_result) -> Version:
     return Version(_moments(sentinel), os.lstat(run.path).st_mtime_ns)
 
