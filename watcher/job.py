@@ -1,7 +1,7 @@
-"""One run's work in hand: its progress, its child processes, and the reason to stop, if there is one.
+"""The work on one run: its progress, its child processes, and the reason to stop, if there is one.
 
-A job is what the threads around a run share. The worker's thread works; the thread that keeps leases,
-and the main thread, look at the progress and may cancel.
+Several threads share a job. The worker's thread does the work. The threads that renew leases and end stalled jobs read
+the progress, and may cancel.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MOVING = (Phase.ARCHIVING, Phase.VALIDATING)
 """The phases in which bytes must move; in the others a job may well wait for something outside."""
 
 UNHURRIED = 4
-"""Times `stall_limit`: how long a job without a child may show no sign of life. What memory still holds of a large file
-may take long to reach the disk."""
+"""A job without a child may move no byte for this many times `stall_limit`: the last part of a large file may take
+long to get from memory to the disk."""
 
 LOOK_SECONDS = 30.0
-"""Who has not looked at a job for so long was suspended, likely together with it, and counts anew. The service
-looks every two seconds."""
+"""A stall check that comes later than this after the last one was suspended, probably with the job. It starts to count
+anew. The service checks every two seconds."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Job:
     def enter(self, phase: Phase, bytes_total: int = 0) -> None:
         """Begin a phase in which `bytes_total` bytes are expected. Raises the reason if cancelled."""
         self.check()
-        self._moved_at = self._clock()  # first: who looks in between must not find a new phase that stands still
+        self._moved_at = self._clock()  # before the phase changes: a stall check must not see it with an old time
         self._progress = Progress(phase, 0, bytes_total)
 
     def moved(self, count: int) -> None:
@@ -78,7 +78,7 @@ class Job:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the context lasts nothing can hang: the work waits for its next try, and means to."""
+        """While the context lasts the job is not stalled: it waits on purpose, for its next try."""
         self._is_waiting = True
         try:
             yield
@@ -87,12 +87,12 @@ class Job:
             self._is_waiting = False
 
     def check(self) -> None:
-        """Raise the reason for which this job was cancelled, if it was."""
+        """Raise the reason of the cancel, if this job was cancelled."""
         if self._reason is not None:
             raise self._reason
 
     def cancel(self, reason: WatcherError) -> None:
-        """Stop the work for `reason` (the first one counts): its children end, then their pipes close."""
+        """Stop the work for `reason`; the first reason counts. The children are killed, so their pipes close."""
         with self._lock:
             self._reason = self._reason or reason
             for child in self._children:
@@ -100,16 +100,16 @@ class Job:
             self.cancelled.set()
 
     def forgive(self, reason: Exception) -> None:
-        """Undo a cancel for `reason`, which was obeyed: how the work has ended is still to be written down."""
+        """Undo a cancel for `reason`: the work has ended, and the end must still be written into the document."""
         with self._lock:
             if self._reason is reason:
                 self._reason = None
                 self.cancelled.clear()
 
     def cancel_if_stalled(self, limit_seconds: float) -> bool:
-        """Cancel when no byte has moved for `limit_seconds`, and say whether that was so.
+        """Cancel the job if no byte has moved for `limit_seconds`; return whether it was cancelled.
 
-        Without a child there is none that hangs, and `UNHURRIED` times as long may pass.
+        A job without a child gets `UNHURRIED` times as long: no child can hang.
         """
         now, progress = self._clock(), self._progress
         if self._is_waiting or now - self._looked_at > LOOK_SECONDS:
@@ -132,7 +132,7 @@ class Job:
         return NoSpace(f"nothing has moved {words}: {look}")
 
     def on_storage(self, move: Callable[P, T], path: Path) -> Callable[P, T]:
-        """Return `move`; while it is being called, it is the disk of `path` that holds things up, and not a child."""
+        """Return a function that calls `move`. While the call lasts, a stall is blamed on the disk of `path`."""
 
         def moving(*args: P.args, **kwargs: P.kwargs) -> T:
             self._storage = path
@@ -173,7 +173,7 @@ class Job:
 
 @contextmanager
 def enough_threads() -> Iterator[None]:
-    """Raise CannotRun when no thread can be started in the context: the system has no more to give."""
+    """Raise CannotRun when no thread can be started in the context."""
     try:
         yield
     except RuntimeError as error:
@@ -183,7 +183,7 @@ def enough_threads() -> Iterator[None]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a child's whole group: what it has started itself would keep its pipes open."""
+    """Kill a child's process group: processes that the child has started would keep its pipes open."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -195,7 +195,7 @@ def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[byte
         raise CannotRun(
             f"cannot run '{command[0]}': SIGCHLD is ignored, so its exit status would be lost; set SIGCHLD to SIG_DFL"
         )
-    # It would until the group is made. The child keeps the mask.
+    # Until the group is made, Ctrl+C would reach the child. So SIGINT is blocked; the child inherits that.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         return subprocess.Popen(command, process_group=0, **options)

@@ -1,4 +1,4 @@
-"""Files on the destination: written down to the disk, named without taking another's name, read back."""
+"""Files on the destination: written to the disk itself, named without overwriting, read back from the disk."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 READ_BYTES = 1 << 20
-"""Read at once when a stored file is hashed."""
+"""So many bytes of a stored file are read and hashed at once."""
 
 _WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that has no hard links."""
+"""The errors of a file system that has no hard links."""
 
 
 @contextmanager
 def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
-    """Open a new file that is on the disk when the context ends, and gone if that fails.
+    """Open a new file. When the context ends it is on the disk; if that fails, it is removed.
 
-    `mode` is narrowed by the umask. Raises NoSpace for whatever keeps it from being written.
+    `mode` is narrowed by the umask. Raises NoSpace when it cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with disk_trouble("write", path):
@@ -45,7 +45,7 @@ def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
 
 
 class StagedFile:
-    """A file that is being written; `write` writes everything or raises NoSpace."""
+    """A file that is being written. `write` writes everything, or raises NoSpace."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -61,7 +61,7 @@ class StagedFile:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a stored file to be read from the disk itself: what the page cache has of it is dropped first.
+    """Open a stored file, to be read from the disk itself: its pages are dropped from the page cache first.
 
     Raises NoSpace when the disk does not give it back.
     """
@@ -121,7 +121,7 @@ def _are_one(path: Path, other: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file of ours if it is there; say so if it stays. Whoever claims the run next tries again."""
+    """Remove a file of ours if it is there; log if it stays. The next claim of the run tries again."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -156,7 +156,7 @@ def sha256_of(path: Path, moved: Callable[[int], object]) -> str | None:
 
 
 def _no_follow(path: str, flags: int) -> int:
-    # Without waiting for the writer of a pipe that somebody has put there.
+    # O_NONBLOCK: a FIFO in the file's place must not make us wait for a writer.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 

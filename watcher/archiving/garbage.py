@@ -1,7 +1,7 @@
-"""Debris: staged files that no claim wants any more, found once a day.
+"""Garbage: staged files that no claim wants any more. They are looked for once a day.
 
-What a dead attempt has left is removed by whoever claims its run next. This is for what nobody will claim:
-files of runs that were archived on another disk, or whose documents are gone.
+The next claim of a run removes what a dead attempt has left. Some files are left for ever: their runs were archived on
+another disk, or their documents are gone. These are removed here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from watcher.model import Document, Status
 from watcher.statusdb import StatusDB
 
 SWEEP_SECONDS = 86400.0
-"""From one sweep to the next; and nothing is debris that was written within so long."""
+"""The time from one collection to the next. A file that was written within this time is no garbage."""
 
 logger = logging.getLogger(__name__)
 
 
 class Sweeper:
-    """Removes debris from a shelf."""
+    """Removes staged files that no document names and no finished archive needs."""
 
     def __init__(self, statusdb: StatusDB, shelf: Shelf) -> None:
         self._statusdb = statusdb
@@ -32,14 +32,14 @@ class Sweeper:
         self._swept_at = float("-inf")
 
     def sweep(self) -> None:
-        """Remove what nobody wants, unless that was done within the last day. Raises NotTheRunsFault."""
+        """Remove the garbage, unless that was done within the last day. Raises NotTheRunsFault."""
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:
             return
-        staged = self._shelf.staged()  # before the database is asked: a claim is older than its files
+        staged = self._shelf.staged()  # before the database is asked: a file is always younger than its claim
         if old := [(path, token) for path, token in staged if _seconds_unchanged(path) > SWEEP_SECONDS]:
             wanted = self._wanted(staged)
             for path in (path for path, token in old if token not in wanted):
-                logger.info("removing debris '%s'", path)
+                logger.info("removing '%s': no run needs it any more", path)
                 remove(path)
         self._swept_at = time.monotonic()
 
@@ -66,7 +66,7 @@ class Sweeper:
         )
 
     def _open_documents(self) -> list[Document]:
-        # There and back: a run that goes from one status to another between two questions must not be missed.
+        # Forth and back: a run that changes its status between two questions must not be missed.
         statuses = (Status.FAILED, Status.PENDING, Status.PROCESSING, Status.PENDING, Status.FAILED)
         return [document for status in statuses for document in self._statusdb.with_status(status)]
 

@@ -1,8 +1,8 @@
-"""Leases: claims kept alive, and those of others found to have died.
+"""Leases: our claims are kept alive, and claims whose holder has died are found.
 
-No two hosts' clocks need agree. A holder changes its document's revision every fifth of a lease; an
-observer that has seen one revision stand still for a whole lease, on its own clock, may take the run
-over. The holder stops trusting its claim a fifth of a lease earlier than the quickest observer could.
+No two hosts' clocks need agree. A holder changes its document's revision five times in a lease. Another worker may
+take the run over when it has seen one revision for a whole lease, on its own clock. The holder stops trusting its
+claim after 0.8 of a lease, so it stops first.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from watcher.statusdb import StatusDB
 
 RENEWALS_A_LEASE = 5
 TRUSTED_PART = 0.8
-"""Of a lease, counted from before the last renewal was sent."""
+"""The part of a lease for which a holder trusts its claim, counted from before the last renewal was sent."""
 
 LOOK_PART = 0.5
-"""Of a lease: who has not looked at the others' claims for longer begins anew to count."""
+"""The part of a lease after which a worker that has not looked at the others' claims starts to count anew."""
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -33,12 +33,12 @@ Operation = Callable[Concatenate[Document, str, P], Document]
 
 
 def boottime() -> float:
-    """Return seconds on a clock that no one sets and that goes on while the machine is suspended."""
+    """Return seconds on a clock that nobody can set and that runs while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Lease:
-    """One claim in our hands. Its writes go through here, one at a time, each over the last one's revision."""
+    """A claim that we hold. Its writes go through here, one at a time, each over the revision of the last one."""
 
     def __init__(
         self, claim: Claim, job: Job, lease_seconds: float, clock: Callable[[], float], asked_at: float | None = None
@@ -59,25 +59,26 @@ class Lease:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether no one can have taken the run over yet."""
+        """Whether nobody can have taken the run over yet."""
         return self._clock() - self._renewed_at < self._seconds * TRUSTED_PART
 
     def write(self, operation: Operation[P], *args: P.args, **kwargs: P.kwargs) -> Document:
-        """Do one of StatusDB's holder's operations on our document.
+        """Do one of the operations that StatusDB has for the holder of a claim; return the document as written.
 
-        Raises ClaimLost when the run is another's, StatusDBUnavailable.
+        Raises ClaimLost when another worker has the run, and StatusDBUnavailable.
         """
         with self._lock:
             return self._write(operation, *args, **kwargs)
 
     def renew(self, statusdb: StatusDB) -> None:
-        """Show that we live. Cancels the job when the claim is lost; says so when the database is away.
+        """Renew the claim. If it is lost, cancel the job; if the database is away, log that, and go on.
 
-        A cancelled job is not kept alive: it may hang in a disk that will never answer.
+        The claim of a cancelled job is not renewed: the job may hang in a disk that will never answer, and another
+        host must get the run.
         """
         with self._lock:
             if self._ended or self.job.cancelled.is_set():
-                return  # while we waited for the lock, as like as not
+                return  # the claim may have ended while this thread waited for the lock
             try:
                 self._write(statusdb.renew, self.job.progress)
             except ClaimLost as error:
@@ -131,11 +132,11 @@ class LeaseKeeper:
         return lease is not None and model.is_held(document, lease.claim.token)
 
     def changed(self, document: Document) -> None:
-        """Look after a held run at once when somebody else seems to have changed its document."""
+        """Renew at once if the document of a run that we hold seems to have been changed by somebody else."""
         with self._lock:
             lease = self._leases.get(document["_id"])
         if lease is not None and not model.is_held(document, lease.claim.token):
-            # The change may be older than our claim: only a write tells.
+            # The change may be older than our claim. Only a write can tell.
             lease.renew(self._statusdb)
 
     def renew_all(self) -> None:
@@ -152,10 +153,10 @@ class LeaseKeeper:
 
 
 class StaleClaims:
-    """The claims of others whose revision has not moved for a lease, as seen from here.
+    """Finds the claims of others whose revision has not changed for a whole lease.
 
-    While we cannot look, since the database is away or we are suspended, holders may be unable to renew
-    as well: whoever comes back first would take hours of work from the others. So each gets a new lease.
+    While the database is away, or this machine is suspended, holders may be unable to renew. The first worker to come
+    back would then take hours of work from the others. So after such a time each claim gets a whole new lease.
     """
 
     def __init__(self, lease_seconds: float, clock: Callable[[], float] = boottime) -> None:
@@ -165,7 +166,7 @@ class StaleClaims:
         self._looked_at = clock()
 
     def observe(self, processing: list[Document]) -> list[Document]:
-        """Take in all documents in `processing`, and return those that may be taken over."""
+        """Return those of the documents in `processing` whose runs may be taken over. Give all of them each time."""
         now = self._clock()
         has_looked = now - self._looked_at < self._seconds * LOOK_PART
         before, self._seen, self._looked_at = self._seen if has_looked else {}, {}, now

@@ -1,15 +1,14 @@
-"""Archives as files: staging, publishing, adopting, and sweeping what was left.
+"""Archives get their names: staging, publishing, adopting.
 
-Publishing needs no lock. A staged file carries its claim's token, and only an announced archive is
-ever given its final name. Whoever takes a run over adopts what was announced, or removes its staged
-files: then the former holder, asleep or not, has nothing left to publish, and the file system itself
-is the fence. A lock held by a suspended process would keep the rescuer out for as long as that sleeps.
-Only what was staged before the claim is removed: a successor's files are safe from a late waker.
-Nothing is ever taken from a final name: between a look at a file there and its removal another worker
-may have published, and a wrapped key may be the only one of an archive that was picked up.
+The name of a staged file carries the token of its claim. Only an announced archive ever gets its final name. A new
+holder adopts what was announced, or removes the staged files of earlier claims. After that the former holder has
+nothing left to publish, whether it sleeps or not: the file system is the fence, and no lock is needed.
 
-A manifest is staged last, when archive and key are on the disk. With it a finished archive outlives
-a process that could not announce it, since the database was away.
+Only files that were staged before the claim are removed, so a worker that wakes up late spares its successor's files.
+No file is ever taken from a final name: another worker may have published it, and a wrapped key may be the only one.
+
+The manifest is staged last, when archive and key are on the disk. With it a finished archive outlives a process that
+could not announce it because the database was away.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def _unseen(_count: int) -> None:
-    """Tell nobody that bytes have moved."""
+    """Ignore how many bytes have moved."""
 
 
 class Shelf:
-    """Where archives and wrapped keys lie: `destination` and `keys`, on which they may be two file systems.
+    """The directories of archives and wrapped keys, `destination` and `keys`. They may be on two file systems.
 
-    `marks` are files of ours in them: where one is missing, its directory is not mounted any more.
+    `marks` are files of ours in them. If one is missing, its directory is not mounted any more.
     """
 
     def __init__(self, destination: Path, keys: Path, marks: Collection[Path] = ()) -> None:
@@ -62,15 +61,15 @@ class Shelf:
         return self.keys / f"{run_name}{KEY_SUFFIX}"
 
     def staged_archive(self, run_name: str, token: str) -> Path:
-        """Return where the archive of this claim grows."""
+        """Return the path at which the archive of this claim is written."""
         return self.destination / staging_name(run_name, token, ARCHIVE_SUFFIX)
 
     def staged_key(self, run_name: str, token: str) -> Path:
-        """Return where the wrapped key of this claim waits for its archive."""
+        """Return the path at which the wrapped key of this claim waits for its archive."""
         return self.keys / staging_name(run_name, token, KEY_SUFFIX)
 
     def staged_manifest(self, run_name: str, token: str) -> Path:
-        """Return the file that says that the archive of this claim is finished."""
+        """Return the path of the file that says that the archive of this claim is finished."""
         return self.destination / staging_name(run_name, token, MANIFEST_SUFFIX)
 
     def stage_key(self, run_name: str, token: str, wrapped: bytes) -> str:
@@ -80,7 +79,7 @@ class Shelf:
         """
         self._refuse_another_place()
         staged = self.staged_key(run_name, token)
-        remove(staged)  # of a try that failed
+        remove(staged)  # left by a try that failed
         with writing(staged, 0o600) as file:
             file.write(wrapped)
         return hashlib.sha256(wrapped).hexdigest()
@@ -95,12 +94,12 @@ class Shelf:
                 )
 
     def stage_manifest(self, run_name: str, archive: Archive) -> None:
-        """Say beside a finished archive that it is finished, when all three files are on the disk.
+        """Write the file that says that an archive is finished. All three files are then on the disk.
 
         Raises NoSpace when that fails.
         """
         manifest = self.staged_manifest(run_name, archive.token)
-        remove(manifest)  # of a try that failed
+        remove(manifest)  # left by a try that failed
         with writing(manifest, 0o600) as file:
             file.write(json.dumps(archive.to_document()).encode())
         self.sync()
@@ -110,9 +109,9 @@ class Shelf:
         return any(self.manifests(run_name, (token,)))
 
     def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
-        """Yield the archives that the claims `tokens` had finished, as far as their manifests are whole.
+        """Yield the archives that the claims `tokens` had finished. A manifest that is not whole is skipped.
 
-        Raises NoSpace when there is one that cannot be read: what it speaks of must not be thrown away.
+        Raises NoSpace when a manifest cannot be read: the archive that it names must not be removed.
         """
         for token in tokens:
             words = content_of(self.staged_manifest(run_name, token))
@@ -151,7 +150,7 @@ class Shelf:
         """
         self._refuse_another_place()
         for staged, final, sha256 in self._moves(run_name, archive):
-            # In this order: its maker may be awake, and give it its name between the two looks.
+            # The staged name first: the maker may still run, and give the file its final name between the two looks.
             if sha256_of(staged, moved) != sha256 and sha256_of(final, moved) != sha256:
                 return False
         self.publish(run_name, archive, moved)
@@ -173,20 +172,20 @@ class Shelf:
         )
 
     def _all_staged(self, run_name: str, token: str) -> tuple[Path, ...]:
-        # The manifest first: it must not speak of files that are gone.
+        # The manifest first: it must not name files that are gone.
         manifest = self.staged_manifest(run_name, token)
         return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
 
     def former(self, run_name: str) -> tuple[str, ...]:
-        """Return the tokens of whatever is staged for this run now."""
+        """Return the tokens of all files that are staged for this run now."""
         tokens = dict.fromkeys(token for _, token in self.staged())
         return tuple(token for token in tokens if any(map(os.path.lexists, self._all_staged(run_name, token))))
 
     def drop(self, run_name: str, token: str) -> None:
-        """Remove what the claim `token` has staged: it cannot be published any more. Raises NoSpace.
+        """Remove the files that the claim `token` has staged. Raises NoSpace.
 
-        It may be published just now, by another worker. Its final names are then on the disk before the staged
-        ones go, so that no power cut takes both.
+        Another worker may be publishing them at this moment. Then the final names reach the disk before the staged
+        names go: otherwise a power cut could take both.
         """
         if self.has_begun(run_name):
             self.sync()
@@ -198,12 +197,15 @@ class Shelf:
                 path.unlink(missing_ok=True)
 
     def staged(self) -> list[tuple[Path, str]]:
-        """Return path and token of whatever is staged, for whichever run."""
+        """Return path and token of each staged file, of all runs."""
         directories = dict.fromkeys((self.destination, self.keys))
         return [(directory / name, token) for directory in directories for name, token in staged_files(directory)]
 
     def free_bytes(self, run_name: str) -> int:
-        """Return how much the destination can still take for this run: what is staged for it will go, or do."""
+        """Return how many bytes the destination can still take for this run. Raises NoSpace.
+
+        Files that are staged for it count as free: they will be removed, or be used.
+        """
         self._refuse_another_place()
         with disk_trouble("look at", self.destination):
             room = os.statvfs(self.destination)

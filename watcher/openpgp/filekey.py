@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 class FileKey:
-    """One archive's secret: a line of 64 hex digits, 32 random bytes. Shows itself to nobody by accident."""
+    """One archive's secret: 32 random bytes as a line of 64 hex digits. `repr` and `str` do not show it."""
 
     __slots__ = ("_text",)
 

@@ -16,13 +16,13 @@ from watcher.job import Job, kill, start_child
 from watcher.process import gpg_environment
 
 BUFFER_BYTES = 1 << 20
-"""Bytes handed on at once: python-gnupg's own 16 KiB cost a third of the throughput."""
+"""So many bytes are handed on at once. python-gnupg's default of 16 KiB costs a third of the throughput."""
 
 WORDS_BYTES = 1000
-"""gpg's last words in an error are cut to this."""
+"""An error has at most so many bytes of gpg's last words."""
 
 KEYRING_SECONDS = 120.0
-"""How long gpg may take for what is no stream: to list keys, to wrap a file key. A locked keyring would hold it."""
+"""How long gpg may take to list keys or to wrap a file key. It waits while another process locks the keyring."""
 
 _OPTIONS = (
     "--no-options", "--no-encrypt-to", "--no-groups", "--no-throw-keyids", "--no-armor", "--no-textmode",
@@ -41,7 +41,7 @@ full or read-only.
 """
 
 WITHOUT_KEYS = ("--no-keyring",)
-"""For what a passphrase opens: a keyring would be locked, which cannot be done in a home that is full."""
+"""For streams under a file key. gpg would lock the keyring, which fails in a home that is full or read-only."""
 
 
 class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
@@ -58,7 +58,7 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         self.process: subprocess.Popen[bytes] | None = None
         if home is not None and not home.is_dir():
             raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
-        # gpg's words are compared and shown: C is the one locale that they are known in.
+        # We compare and show gpg's words, which we know in the locale C only.
         environment = {**_terminal(), **gpg_environment()}
         try:
             super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
@@ -77,7 +77,7 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
             self._job.end(self.process)
 
     def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
-        # python-gnupg would keep the process to itself, and leave it in our terminal's process group.
+        # python-gnupg would not give us the process, and would leave it in our terminal's process group.
         self.close()
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = self.make_args(args, passphrase)
@@ -97,7 +97,7 @@ def gpg_version(home: Path | None) -> str:
 
 
 def _terminal() -> dict[str, str]:
-    # gpg finds the terminal on which to ask for a passphrase by its standard input, which is a pipe here.
+    # gpg asks for a passphrase on the terminal of its standard input, which is a pipe here.
     try:
         return {"GPG_TTY": os.ttyname(0)}
     except OSError:

@@ -54,7 +54,7 @@ def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
     Raises WrapFailed when no private key here opens it, or what was wrapped is no file key.
     """
     with closing(GPG(home)) as gpg:
-        gpg.limit = None  # a person may have to look for the passphrase
+        gpg.limit = None  # a person may need time to find the passphrase
         result = gpg.decrypt(wrapped)
     if not succeeded(result):
         raise WrapFailed(f"the file key cannot be unwrapped: {gpg_words(result)}; is the private key in this keyring?")

@@ -1,10 +1,8 @@
 """Streams under a file key: encrypted, and decrypted again.
 
-Facts that shaped it (gpg 2.2.40 to 2.4.9): a passphrase ends at the first newline or NUL, so a file
-key is one line of hex. gpg closes a perfectly valid message around whatever it got when its feeder
-dies, so the caller must know from tar that the stream was whole. Compression costs a factor of eight
-on sequencing data. OCB would be quicker, but it is GnuPG's own packet; AES-256 with MDC is read by
-any OpenPGP program, in twenty years too.
+Facts about gpg 2.2.40 to 2.4.9: A passphrase ends at the first newline or NUL, so a file key is one line of hex. When
+the process that feeds gpg dies, gpg still ends with a valid message around the bytes that it got, so the caller must
+know from tar that the stream was whole.
 """
 
 from __future__ import annotations
@@ -35,14 +33,14 @@ class Source(Protocol):
     """A stream to be encrypted."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes; none at the end."""
+        """Return up to `size` bytes, and no bytes at the end."""
 
 
 def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None) -> None:
-    """Encrypt `source` to its end with `key`, handing what gpg gives to `write`.
+    """Encrypt `source` to its end with `key`. `write` is called with each piece of gpg's output.
 
-    Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed.
-    A stream that ended early is encrypted without complaint: whether it was whole, its source must say.
+    Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed. A stream that
+    ended early is encrypted without an error: the caller must ask the source whether it was whole.
     """
 
     def run(gpg: GPG, feed: _Feed) -> Any:
@@ -108,7 +106,7 @@ def _stream(
             with enough_threads():
                 result = run(gpg, feed)
         except (BrokenPipeError, ValueError) as error:
-            # gpg closed its end of the pipe, or python-gnupg ours, under the thread that feeds it.
+            # gpg closed its end of the pipe, or python-gnupg our end, while the thread was feeding it.
             job.check()
             sink.check()
             feed.check()

@@ -1,4 +1,4 @@
-"""Whether tar's stream holds what the run holds: path by path, against the listing that was taken before tar."""
+"""Whether tar's stream holds the whole run: each member is compared with the listing that was taken before tar."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from watcher.source import Entry, Stillness
 from watcher.tar.members import Member
 
 PROBLEMS_TOLD = 5
-"""So many paths are named in an error."""
+"""An error names so many paths at most."""
 
 
 class Completeness:
-    """Takes the members of a stream as they pass; `require` says at the end whether they are all that there is.
+    """Compares the members of a stream, as they pass, with the listing. `require` raises at the end if one is missing.
 
-    It keeps one byte for each entry of the listing. `moved` is told of bytes that are read, and may raise.
+    Keeps one byte for each entry of the listing. `moved` is called with the number of bytes read, and may raise.
     """
 
     def __init__(self, still: Stillness, moved: Callable[[int], object]) -> None:

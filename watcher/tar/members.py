@@ -3,8 +3,8 @@
 It reads what GNU tar writes in its posix format: ustar headers, with extended headers (pax) for what does not fit
 into them. Format: POSIX.1-2001 `pax`; for sparse members "PAX Format, Version 1.0" in the manual of GNU tar.
 
-Whatever tar might read in another way than this module does is refused: a header that hides in what one of
-the two takes for content would be judged by nobody.
+A stream that tar might read differently from this module is refused. Otherwise a header could hide in what one of the
+two takes for content, and nobody would judge it.
 """
 
 from __future__ import annotations

@@ -21,16 +21,16 @@ from watcher.tar.completeness import Completeness
 from watcher.tar.members import MalformedArchive, MemberWalk
 
 WORDS_KEPT = 20
-"""Of tar's messages so many go into an error or the run document."""
+"""So many of tar's messages go into an error or the run document."""
 
 PIPE_BYTES = 1 << 20
 """tar's pipe; Linux's default of 64 KiB makes tar and gpg wait for each other."""
 
 _SPECIAL = re.compile(r"[\\&]")
-"""What means something in the replacement of tar's `--transform`."""
+"""The characters with a meaning in the replacement of tar's `--transform`."""
 
 _DELIMITERS = ",|!#%:;=@~^" + "".join(map(chr, range(1, 9)))
-"""One that is not in a run's name goes around the parts of `--transform`."""
+"""`--transform` needs a delimiter that is not in the run's name."""
 
 _BACKSLASHED = r"\\\g<0>"
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
@@ -93,7 +93,7 @@ class TarStream:
             if self._malformed is None:
                 self._members.feed(data)
         except MalformedArchive as error:
-            self._malformed = error  # tar's exit status and words may say more
+            self._malformed = error  # raised later: tar's exit status and words may tell the cause
 
     def report(self) -> TarReport:
         """Wait for tar to end; return what it gave if it gave the whole run.
@@ -124,7 +124,7 @@ def tar_command(source: Source, options: Sequence[str]) -> list[str]:
     return [
         "tar", "--create", "--format=posix", "--file=-", "--quoting-style=escape", "--no-unquote", *options,
         *(f"--exclude={pattern}" for pattern in source.rules.exclusions),
-        # `S`: what a symbolic link leads to stays as it is.
+        # `S`: targets of symbolic links are not transformed.
         f"--transform=s{mark}^\\.{mark}./{_SPECIAL.sub(_BACKSLASHED, name)}{mark}S", "--", ".",
     ]  # fmt: skip
 
@@ -155,7 +155,7 @@ class _TarMessages:
                 self._sort(os.fsdecode(line.strip()).removeprefix("tar: "))
 
     def judge(self, code: int) -> None:
-        """Raise what tar's exit status and words amount to, if it is not success."""
+        """Raise TarFailed or RunNotSettled if tar's exit status and words mean failure."""
         if code == 1 and self._unsettled:
             raise RunNotSettled(f"the run changed while tar read it: {_join(self._unsettled)}")
         if code == 0:
@@ -179,7 +179,7 @@ class _TarMessages:
 
     def _is_harmless(self, path: bytes, what: str) -> bool:
         if what == "file changed as we read it" and self._is_directory(path):
-            return True  # what has changed in it, the next listing shows
+            return True  # the next listing shows what has changed in it
         return path.count(b"/") == 1 and self._source.rules.tolerates(os.fsdecode(path[2:]))
 
     def _is_directory(self, path: bytes) -> bool:
