@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from watcher.daemon.lock import lock_file, mark, worker_lock
-from watcher.daemon.service import Service, Settings
+from watcher.daemon.service import Service
+from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier
 
 __all__ = ["Notifier", "Service", "Settings", "lock_file", "mark", "worker_lock"]
