@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import pytest
 import requests
+from barrier import Gate
 from couchdb_server import Database, PouchServer, Unavailable
-from facility import Site, Systemd, keyring, make_key
-from gate import Gate
-from host import IS_SHARED, the_machine
+from machine import IS_SHARED, the_machine
+from sites import Site, Systemd, keyring, make_key
 
 ANSWER_SECONDS = 60
 

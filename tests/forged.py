@@ -6,8 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import requests
-from facility import PATIENCE_SECONDS
 from fault_proxy import Client, Close, RecordingServer, Request, head
+from sites import PATIENCE_SECONDS
 
 DEEP, HUGE, INFINITE, SURROGATE = "<deep>", "<huge>", "<infinite>", "<surrogate>"
 MARKS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from watcher import openpgp
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.job import Job
 from watcher.model import Archive, Document, Run, Status
 
@@ -102,27 +102,28 @@ def stream(members: Sequence[bytes]) -> bytes:
 
 
 class Forgery:
-    """A shelf with an archive of any content, and the document that records it as it is."""
+    """A archive_store with an archive of any content, and the document that records it as it is."""
 
     def __init__(self, root: Path, home: Path) -> None:
         self.home = home
-        self.shelf = Shelf(root / "archives", root / "keys")
+        self.archive_store = ArchiveStore(root / "archives", root / "keys")
         self.to = root / "to"
-        for place in (self.shelf.destination, self.shelf.keys, self.to):
+        for place in (self.archive_store.destination, self.archive_store.keys, self.to):
             place.mkdir()
 
     def store(self, content: bytes, run_name: str = RUN) -> Document:
         """Store `content` as the archive of a run; return its document."""
         key, job = openpgp.FileKey.generate(), Job(Run(Path(run_name)))
-        file = self.shelf.final_archive(run_name)
+        file = self.archive_store.final_archive(run_name)
         with file.open("wb") as output:
             openpgp.encrypt(io.BytesIO(content), key, output.write, job, self.home)
         recipient = openpgp.find_recipient("ops@example.org", self.home)
-        self.shelf.final_key(run_name).write_bytes(openpgp.wrap(key, recipient, self.home))
+        self.archive_store.final_key(run_name).write_bytes(openpgp.wrap(key, recipient, self.home))
         with file.open("rb") as stored:
             digest, plain = openpgp.validate(stored.read, key, job, self.home)
         archive = Archive(
-            file.name, digest.size, digest.sha256, plain.sha256, plain.size, self.shelf.final_key(run_name).name, "",
+            file.name, digest.size, digest.sha256, plain.sha256, plain.size,
+            self.archive_store.final_key(run_name).name, "",
             recipient.fingerprint, 1, token=TOKEN,
         )  # fmt: skip
         return {"_id": run_name, "status": str(Status.ENCRYPTED), "archive": archive.to_document()}

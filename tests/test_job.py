@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import PATIENCE_SECONDS, wait_until
-from host import no_descriptors
+from machine import no_descriptors
+from sites import PATIENCE_SECONDS, wait_until
 from tracing import require_strace
 
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, Stalled

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from facility import PATIENCE_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
+from sites import PATIENCE_SECONDS
 
 from watcher.journal import IDENTIFIER, JournalHandler, OneLine, printable
 

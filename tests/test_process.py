@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from facility import PATIENCE_SECONDS, Site
+from sites import PATIENCE_SECONDS, Site
 
 from watcher.process import BASE_DESCRIPTORS, JOB_DESCRIPTORS
 

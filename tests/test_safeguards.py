@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from host import IS_SHARED
+from machine import IS_SHARED
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 300
@@ -88,14 +88,15 @@ SAFEGUARDS = {
     ),
     "what is not adopted is removed: the run's fence": Safeguard(
         "archiving/attempt.py",
-        "        for token in self.claim.former:\n            shelf.drop(self.name, token)\n",
+        "        for token in self.claim.earlier_tokens:\n            archive_store.drop(self.name, token)\n",
         "",
         "archiving/test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
     ),
     "what came after our claim is spared": Safeguard(
         "archiving/attempt.py",
-        "        for token in self.claim.former:\n            shelf.drop(self.name, token)\n",
-        "        for token in shelf.former(self.name):\n            shelf.drop(self.name, token)\n",
+        "        for token in self.claim.earlier_tokens:\n            archive_store.drop(self.name, token)\n",
+        "        for token in archive_store.staged_tokens(self.name):\n"
+        "            archive_store.drop(self.name, token)\n",
         "archiving/test_worker.py::test_a_late_waker_leaves_the_files_of_its_successor_alone",
     ),
     "a file is on the disk before it is announced": Safeguard(
@@ -156,11 +157,11 @@ SAFEGUARDS = {
     ),
     "what came after our claim is spared even by one who sleeps at it": Safeguard(
         "archiving/worker.py",
-        "former = self._parts.shelf.former(run.name)\n        asked_at = self._leases.now()\n"
+        "earlier = self._parts.archive_store.staged_tokens(run.name)\n        asked_at = self._leases.now()\n"
         "        claim = statusdb.claim(run, self._parts.settings.worker_id, document)\n",
         "asked_at = self._leases.now()\n"
         "        claim = statusdb.claim(run, self._parts.settings.worker_id, document)\n"
-        "        former = self._parts.shelf.former(run.name)\n",
+        "        earlier = self._parts.archive_store.staged_tokens(run.name)\n",
         "archiving/test_worker.py::test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_successor_alone",
     ),
     "a manifest goes first": Safeguard(
@@ -196,7 +197,7 @@ SAFEGUARDS = {
     ),
     "a finished archive has a manifest": Safeguard(
         "archiving/attempt.py",
-        'self.wait_out(lambda: shelf.stage_manifest(self.name, archive), "stage the manifest")',
+        'self.wait_out(lambda: archive_store.stage_manifest(self.name, archive), "stage the manifest")',
         "pass",
         "archiving/test_worker.py::test_a_finished_archive_survives_a_stop_while_the_database_is_away",
     ),
@@ -221,7 +222,7 @@ SAFEGUARDS = {
     ),
     "the run is listed again before its archive has its name": Safeguard(
         "archiving/attempt.py",
-        "            if not shelf.has_begun(self.name):\n                still.require()",
+        "            if not archive_store.has_begun(self.name):\n                still.require()",
         "            if False:\n                still.require()",
         "archiving/test_settled.py::test_whatever_changes_before_the_archive_has_its_name_means_not_settled"
         "[a late file-once it has its manifest]",

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from watcher import archiving, openpgp
-from watcher.archiving import LeaseKeeper, Shelf
+from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.daemon import Notifier, Service, Settings, lock_file, mark
 from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, file_system_type, network_places
@@ -51,9 +51,9 @@ def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
     return SQLiteStore(path, wait)
 
 
-def shelf(config: Config) -> Shelf:
+def archive_store(config: Config) -> ArchiveStore:
     """Return the directories for archives and wrapped keys."""
-    return Shelf(config.destination_path, config.run_keys_path)
+    return ArchiveStore(config.destination_path, config.run_keys_path)
 
 
 def find_recipient(config: Config) -> Recipient:
@@ -95,7 +95,7 @@ def service(config: Config, metrics: Metrics) -> Service:
     database = statusdb(config, abort.wait)
     leases = LeaseKeeper(database, config.lease_seconds)
     marks = (lock_file(config.destination_path, config.worker_id), mark(config.run_keys_path, config.worker_id))
-    place = Shelf(config.destination_path, config.run_keys_path, marks)
+    place = ArchiveStore(config.destination_path, config.run_keys_path, marks)
     return Service(
         Settings(
             worker_id=config.worker_id,

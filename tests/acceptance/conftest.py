@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from facility import Daemon, Site
+from sites import Daemon, Site
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from facility import Daemon, Site, assert_same_tree
+from sites import Daemon, Site, assert_same_tree
 
 from watcher.source import SENTINEL
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 from couchdb_server import Database, PouchServer, Unavailable
-from facility import Site, gpg, keyring, make_key
 from fault_proxy import FaultProxy
+from sites import Site, gpg, keyring, make_key
 
 
 def refused(site: Site) -> str:

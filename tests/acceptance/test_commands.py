@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from facility import COMMAND, Site, assert_same_tree
+from sites import COMMAND, Site, assert_same_tree
 
 EXISTING_SITE = """\
 statusdb:

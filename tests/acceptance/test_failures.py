@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facility import Site
-from gate import Gate
+from barrier import Gate
+from sites import Site
 
 
 def stand_in_the_way(site: Site, run: str = "run_001") -> Path:

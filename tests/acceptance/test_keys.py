@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from facility import Site, gpg, wait_until
+from sites import Site, gpg, wait_until
 from tracing import require_strace, traced
 
 WHOLE_BYTES = 1 << 20

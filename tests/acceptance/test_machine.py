@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import COMMAND, Site, assert_same_tree, wait_until
-from gate import Gate
-from host import limited_command, mounted, require_namespace
+from barrier import Gate
+from machine import limited_command, mounted, require_namespace
 from network_mount import TYPE, NetworkMount
+from sites import COMMAND, Site, assert_same_tree, wait_until
 
 
 @pytest.fixture

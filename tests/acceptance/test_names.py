@@ -6,7 +6,7 @@ import os
 
 import pytest
 from couchdb_server import Database
-from facility import Site, assert_same_tree
+from sites import Site, assert_same_tree
 
 from watcher.source import SENTINEL
 

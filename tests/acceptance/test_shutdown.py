@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from barrier import Gate
 from couchdb_server import Database
-from facility import COMMAND, Daemon, Site, assert_same_tree, wait_until
 from fault_proxy import Fault, FaultProxy
-from gate import Gate
+from sites import COMMAND, Daemon, Site, assert_same_tree, wait_until
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 LIMIT_SECONDS = 5.0

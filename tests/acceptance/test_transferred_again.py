@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from facility import Site, assert_same_tree
+from sites import Site, assert_same_tree
 from test_readme import block
 
 from watcher.model import Document

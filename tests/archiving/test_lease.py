@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from facility import PATIENCE_SECONDS, never_stop, wait_until
+from sites import PATIENCE_SECONDS, never_stop, wait_until
 
 from watcher.archiving import LeaseKeeper, StaleClaims
 from watcher.archiving.lease import LOOK_PART, RENEWALS_A_LEASE, TRUSTED_PART, Lease, boottime

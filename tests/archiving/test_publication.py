@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, wait_until
-from host import as_nobody, make_reachable
+from machine import as_nobody, make_reachable
+from sites import Site, wait_until
 from tracing import require_strace, traced
 
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.archiving.files import reading, writing
 from watcher.daemon import mark
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFailed, RunNotSettled, TarFailed
@@ -499,81 +499,83 @@ def test_another_tar_than_gnus_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
+def archive_store(tmp_path: Path) -> ArchiveStore:
     for name in ("archives", "keys"):
         (tmp_path / name).mkdir()
-    return Shelf(tmp_path / "archives", tmp_path / "keys")
+    return ArchiveStore(tmp_path / "archives", tmp_path / "keys")
 
 
-def test_the_longest_name_is_what_leaves_room_for_the_suffix(shelf: Shelf) -> None:
+def test_the_longest_name_is_what_leaves_room_for_the_suffix(archive_store: ArchiveStore) -> None:
     assert MAX_RUN_NAME_BYTES == 247
-    shelf.final_archive("x" * 247).write_bytes(b"")
-    shelf.final_key("x" * 247).write_bytes(b"")
+    archive_store.final_archive("x" * 247).write_bytes(b"")
+    archive_store.final_key("x" * 247).write_bytes(b"")
     with pytest.raises(OSError, match="File name too long"):
-        shelf.final_archive("x" * 248).write_bytes(b"")
+        archive_store.final_archive("x" * 248).write_bytes(b"")
 
 
 @pytest.mark.parametrize(
     "name", ["run_001", "x" * 200, "x" * 247, "é" * 123, "测" * 82, "-rf", "line\nbreak"], ids=ascii
 )
-def test_staged_names_fit_are_hidden_and_carry_the_token(name: str, shelf: Shelf) -> None:
-    for path in (shelf.staged_archive(name, TOKEN), shelf.staged_key(name, TOKEN)):
+def test_staged_names_fit_are_hidden_and_carry_the_token(name: str, archive_store: ArchiveStore) -> None:
+    for path in (archive_store.staged_archive(name, TOKEN), archive_store.staged_key(name, TOKEN)):
         assert len(os.fsencode(path.name)) <= NAME_MAX
         assert path.name.startswith(".")
         assert path.name.endswith(".partial")
         path.write_bytes(b"x")
-        assert (path, TOKEN) in shelf.staged()
-    assert shelf.former(name) == (TOKEN,)
-    assert shelf.staged_archive(name, TOKEN).parent == shelf.final_archive(name).parent
-    assert shelf.staged_key(name, TOKEN).parent == shelf.final_key(name).parent
+        assert (path, TOKEN) in archive_store.staged()
+    assert archive_store.staged_tokens(name) == (TOKEN,)
+    assert archive_store.staged_archive(name, TOKEN).parent == archive_store.final_archive(name).parent
+    assert archive_store.staged_key(name, TOKEN).parent == archive_store.final_key(name).parent
 
 
-def test_two_long_names_with_one_beginning_have_different_staged_names(shelf: Shelf) -> None:
+def test_two_long_names_with_one_beginning_have_different_staged_names(archive_store: ArchiveStore) -> None:
     one, two = "x" * 246 + "1", "x" * 246 + "2"
-    assert shelf.staged_archive(one, TOKEN) != shelf.staged_archive(two, TOKEN)
-    stage(shelf, one, TOKEN)
-    assert shelf.former(two) == ()
-    shelf.drop(two, TOKEN)
-    assert shelf.former(one) == (TOKEN,)
+    assert archive_store.staged_archive(one, TOKEN) != archive_store.staged_archive(two, TOKEN)
+    stage(archive_store, one, TOKEN)
+    assert archive_store.staged_tokens(two) == ()
+    archive_store.drop(two, TOKEN)
+    assert archive_store.staged_tokens(one) == (TOKEN,)
 
 
-def test_a_run_whose_name_begins_like_another_runs_staged_file_is_another_run(shelf: Shelf) -> None:
-    stage(shelf, f"run_001.{OTHER_TOKEN}", TOKEN)
-    assert shelf.former("run_001") == ()
-    shelf.drop("run_001", TOKEN)
-    assert shelf.former(f"run_001.{OTHER_TOKEN}") == (TOKEN,)
+def test_a_run_whose_name_begins_like_another_runs_staged_file_is_another_run(archive_store: ArchiveStore) -> None:
+    stage(archive_store, f"run_001.{OTHER_TOKEN}", TOKEN)
+    assert archive_store.staged_tokens("run_001") == ()
+    archive_store.drop("run_001", TOKEN)
+    assert archive_store.staged_tokens(f"run_001.{OTHER_TOKEN}") == (TOKEN,)
 
 
-def test_published_and_foreign_files_are_nobodys_staged_files(shelf: Shelf) -> None:
+def test_published_and_foreign_files_are_nobodys_staged_files(archive_store: ArchiveStore) -> None:
     for name in ("run_001.tar.gpg", ".run_001.tar.gpg.partial", f".run_001.{'A' * 32}.tar.gpg.partial", ".hidden"):
-        (shelf.destination / name).write_bytes(b"x")
-    assert shelf.staged() == []
+        (archive_store.destination / name).write_bytes(b"x")
+    assert archive_store.staged() == []
 
 
-def test_the_archive_is_never_others_whatever_the_umask_and_the_wrapped_key_is_its_owners_alone(shelf: Shelf) -> None:
+def test_the_archive_is_never_others_whatever_the_umask_and_the_wrapped_key_is_its_owners_alone(
+    archive_store: ArchiveStore,
+) -> None:
     modes = {}
     for umask in (0o000, 0o022, 0o027):
         before = os.umask(umask)
         try:
-            archive = stage(shelf, "run_001", TOKEN)
-            shelf.publish("run_001", archive)
+            archive = stage(archive_store, "run_001", TOKEN)
+            archive_store.publish("run_001", archive)
         finally:
             os.umask(before)
-        finals = (shelf.final_archive("run_001"), shelf.final_key("run_001"))
+        finals = (archive_store.final_archive("run_001"), archive_store.final_key("run_001"))
         modes[umask] = [stat.S_IMODE(path.stat().st_mode) for path in finals]
         for path in finals:
             path.unlink()
     assert modes == {0o000: [0o640, 0o600], 0o022: [0o640, 0o600], 0o027: [0o640, 0o600]}
 
 
-def stage(shelf: Shelf, name: str, token: str, content: bytes = b"archive") -> Archive:
+def stage(archive_store: ArchiveStore, name: str, token: str, content: bytes = b"archive") -> Archive:
     """Stage an archive and its key as a worker does; return what the document would say of them."""
-    with writing(shelf.staged_archive(name, token)) as file:
+    with writing(archive_store.staged_archive(name, token)) as file:
         file.write(content)
-    key_sha256 = shelf.stage_key(name, token, b"key of " + content)
+    key_sha256 = archive_store.stage_key(name, token, b"key of " + content)
     return Archive(
-        file=shelf.final_archive(name).name, size=len(content), sha256=hashlib.sha256(content).hexdigest(),
-        tar_sha256="", tar_size=0, key_file=shelf.final_key(name).name, key_sha256=key_sha256,
+        file=archive_store.final_archive(name).name, size=len(content), sha256=hashlib.sha256(content).hexdigest(),
+        tar_sha256="", tar_size=0, key_file=archive_store.final_key(name).name, key_sha256=key_sha256,
         recipient="", members=1, token=token,
     )  # fmt: skip
 
@@ -636,37 +638,37 @@ def test_reading_what_is_not_there_is_no_space(tmp_path: Path) -> None:
 # publishing
 
 
-def test_publishing_gives_both_files_their_final_names_and_leaves_nothing_staged(shelf: Shelf) -> None:
-    shelf.publish("run_001", stage(shelf, "run_001", TOKEN))
-    assert os.listdir(shelf.destination) == ["run_001.tar.gpg"]
-    assert os.listdir(shelf.keys) == ["run_001.key.gpg"]
-    assert shelf.final_archive("run_001").read_bytes() == b"archive"
-    assert shelf.final_key("run_001").read_bytes() == b"key of archive"
+def test_publishing_gives_both_files_their_final_names_and_leaves_nothing_staged(archive_store: ArchiveStore) -> None:
+    archive_store.publish("run_001", stage(archive_store, "run_001", TOKEN))
+    assert os.listdir(archive_store.destination) == ["run_001.tar.gpg"]
+    assert os.listdir(archive_store.keys) == ["run_001.key.gpg"]
+    assert archive_store.final_archive("run_001").read_bytes() == b"archive"
+    assert archive_store.final_key("run_001").read_bytes() == b"key of archive"
 
 
-def test_the_key_has_its_name_before_the_archive(shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
-    shelf.staged_archive("run_001", TOKEN).unlink()
+def test_the_key_has_its_name_before_the_archive(archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
+    archive_store.staged_archive("run_001", TOKEN).unlink()
     with pytest.raises(ClaimLost, match="is gone: another worker has taken the run over"):
-        shelf.publish("run_001", archive)
-    assert shelf.final_key("run_001").exists()
-    assert not shelf.final_archive("run_001").exists()
+        archive_store.publish("run_001", archive)
+    assert archive_store.final_key("run_001").exists()
+    assert not archive_store.final_archive("run_001").exists()
 
 
-def test_an_archive_has_no_name_without_its_key(shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
-    shelf.staged_key("run_001", TOKEN).unlink()
+def test_an_archive_has_no_name_without_its_key(archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
+    archive_store.staged_key("run_001", TOKEN).unlink()
     with pytest.raises(ClaimLost):
-        shelf.publish("run_001", archive)
-    assert not shelf.final_archive("run_001").exists()
+        archive_store.publish("run_001", archive)
+    assert not archive_store.final_archive("run_001").exists()
 
 
-def test_publishing_twice_is_publishing_once(shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
-    shelf.publish("run_001", archive)
-    before = shelf.final_archive("run_001").stat()
-    shelf.publish("run_001", archive)
-    assert shelf.final_archive("run_001").stat().st_ino == before.st_ino
+def test_publishing_twice_is_publishing_once(archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
+    archive_store.publish("run_001", archive)
+    before = archive_store.final_archive("run_001").stat()
+    archive_store.publish("run_001", archive)
+    assert archive_store.final_archive("run_001").stat().st_ino == before.st_ino
 
 
 FOREIGN: dict[str, Callable[[Path], object]] = {
@@ -680,66 +682,72 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("which", ["final_archive", "final_key"])
 @pytest.mark.parametrize("what", FOREIGN)
-def test_a_foreign_file_under_a_final_name_is_named_and_never_overwritten(what: str, which: str, shelf: Shelf) -> None:
-    final: Path = getattr(shelf, which)("run_001")
-    archive = stage(shelf, "run_001", TOKEN)
+def test_a_foreign_file_under_a_final_name_is_named_and_never_overwritten(
+    what: str, which: str, archive_store: ArchiveStore
+) -> None:
+    final: Path = getattr(archive_store, which)("run_001")
+    archive = stage(archive_store, "run_001", TOKEN)
     FOREIGN[what](final)
     before = final.lstat()
     words = rf"'{final}' exists and is not of this attempt; it is never overwritten"
     with pytest.raises(PublishFailed, match=words):
-        shelf.refuse_foreign("run_001")
+        archive_store.refuse_foreign("run_001")
     with pytest.raises(PublishFailed, match=words):
-        shelf.publish("run_001", archive)
+        archive_store.publish("run_001", archive)
     assert final.lstat().st_ino == before.st_ino
     assert final.lstat().st_mtime_ns == before.st_mtime_ns
-    assert shelf.staged_archive("run_001", TOKEN).exists()
+    assert archive_store.staged_archive("run_001", TOKEN).exists()
 
 
 # adopting
 
 
 @pytest.mark.parametrize("renamed", [(), ("key",), ("key", "archive")], ids=str)
-def test_an_announced_archive_is_adopted_however_far_it_was_published(renamed: tuple[str, ...], shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
+def test_an_announced_archive_is_adopted_however_far_it_was_published(
+    renamed: tuple[str, ...], archive_store: ArchiveStore
+) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
     for what in renamed:
-        getattr(shelf, f"staged_{what}")("run_001", TOKEN).rename(getattr(shelf, f"final_{what}")("run_001"))
-    assert shelf.adopt("run_001", archive)
-    assert shelf.final_archive("run_001").read_bytes() == b"archive"
-    assert shelf.final_key("run_001").read_bytes() == b"key of archive"
-    assert shelf.staged() == []
+        getattr(archive_store, f"staged_{what}")("run_001", TOKEN).rename(
+            getattr(archive_store, f"final_{what}")("run_001")
+        )
+    assert archive_store.adopt("run_001", archive)
+    assert archive_store.final_archive("run_001").read_bytes() == b"archive"
+    assert archive_store.final_key("run_001").read_bytes() == b"key of archive"
+    assert archive_store.staged() == []
 
 
 @pytest.mark.parametrize("which", ["archive", "key"])
-def test_what_has_another_digest_than_announced_gets_no_name(which: str, shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
+def test_what_has_another_digest_than_announced_gets_no_name(which: str, archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
     wrong = replace(archive, sha256="0" * 64) if which == "archive" else replace(archive, key_sha256="0" * 64)
-    assert not shelf.adopt("run_001", wrong)
-    assert os.listdir(shelf.destination) == [shelf.staged_archive("run_001", TOKEN).name]
-    assert os.listdir(shelf.keys) == [shelf.staged_key("run_001", TOKEN).name]
+    assert not archive_store.adopt("run_001", wrong)
+    assert os.listdir(archive_store.destination) == [archive_store.staged_archive("run_001", TOKEN).name]
+    assert os.listdir(archive_store.keys) == [archive_store.staged_key("run_001", TOKEN).name]
 
 
 @pytest.mark.parametrize("missing", ["staged_archive", "staged_key"])
-def test_half_of_an_archive_is_not_adopted(missing: str, shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
-    getattr(shelf, missing)("run_001", TOKEN).unlink()
-    assert not shelf.adopt("run_001", archive)
-    assert not shelf.is_published("run_001")
+def test_half_of_an_archive_is_not_adopted(missing: str, archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
+    getattr(archive_store, missing)("run_001", TOKEN).unlink()
+    assert not archive_store.adopt("run_001", archive)
+    assert not archive_store.is_published("run_001")
 
 
-def test_adopting_can_be_stopped_while_it_reads(shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
+def test_adopting_can_be_stopped_while_it_reads(archive_store: ArchiveStore) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
     with pytest.raises(Interrupted, match="stopped by a test"):
-        shelf.adopt("run_001", archive, refuse_all)
-    assert not shelf.is_published("run_001")
+        archive_store.adopt("run_001", archive, refuse_all)
+    assert not archive_store.is_published("run_001")
 
 
 ADOPTED_BESIDE_ITS_MAKER = """
 import sys
 from pathlib import Path
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.model import Archive
 
-shelf, archive = Shelf(Path(sys.argv[1]), Path(sys.argv[2])), Archive(*eval(sys.argv[3]))
+archive_store, archive = ArchiveStore(Path(sys.argv[1]), Path(sys.argv[2])), Archive(*eval(sys.argv[3]))
 left = int(sys.argv[4])
 
 def maker_names_it_before_the_nth_look(event, args):
@@ -747,42 +755,44 @@ def maker_names_it_before_the_nth_look(event, args):
     if event == "open" and str(args[0]).endswith((".gpg", ".partial")):
         left -= 1
         if left == 0:
-            shelf.publish("run_001", archive)
+            archive_store.publish("run_001", archive)
 
 sys.addaudithook(maker_names_it_before_the_nth_look)
-print(shelf.adopt("run_001", archive))
+print(archive_store.adopt("run_001", archive))
 """
 
 
 @pytest.mark.parametrize("look", [1, 2, 3])
-def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(look: int, shelf: Shelf) -> None:
-    archive = stage(shelf, "run_001", TOKEN)
+def test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted(
+    look: int, archive_store: ArchiveStore
+) -> None:
+    archive = stage(archive_store, "run_001", TOKEN)
     fields = repr(dataclasses.astuple(archive))
     command = [
         sys.executable,
         "-c",
         ADOPTED_BESIDE_ITS_MAKER,
-        str(shelf.destination),
-        str(shelf.keys),
+        str(archive_store.destination),
+        str(archive_store.keys),
         fields,
         str(look),
     ]
-    done = subprocess.run(command, cwd=shelf.keys, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=archive_store.keys, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
-    assert shelf.is_published("run_001")
-    assert shelf.staged() == []
+    assert archive_store.is_published("run_001")
+    assert archive_store.staged() == []
 
 
 @pytest.mark.parametrize("which", ["destination", "keys"])
 @pytest.mark.parametrize("step", ["free_bytes", "stage_key", "publish", "adopt"])
 def test_a_directory_that_is_not_mounted_any_more_takes_nothing(
-    which: str, step: str, shelf: Shelf, tmp_path: Path
+    which: str, step: str, archive_store: ArchiveStore, tmp_path: Path
 ) -> None:
-    marks = [mark(place, "worker_1") for place in (shelf.destination, shelf.keys)]
-    marked = Shelf(shelf.destination, shelf.keys, marks)
+    marks = [mark(place, "worker_1") for place in (archive_store.destination, archive_store.keys)]
+    marked = ArchiveStore(archive_store.destination, archive_store.keys, marks)
     archive = stage(marked, "run_001", TOKEN)
     arguments = {"free_bytes": (), "stage_key": (OTHER_TOKEN, b"wrapped")}.get(step, (archive,))
-    place: Path = getattr(shelf, which)
+    place: Path = getattr(archive_store, which)
     place.rename(tmp_path / "elsewhere")
     place.mkdir()
     with pytest.raises(NoSpace, match=f"is '{place}' unmounted"):
@@ -795,57 +805,64 @@ def test_a_directory_that_is_not_mounted_any_more_takes_nothing(
 
 @pytest.mark.root
 @pytest.mark.parametrize("unreadable", ["manifest", "directory"])
-def test_what_cannot_be_read_is_not_taken_for_absent(unreadable: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_not_taken_for_absent(
+    unreadable: str, archive_store: ArchiveStore, tmp_path: Path
+) -> None:
     make_reachable(tmp_path)
-    shelf.stage_manifest("run_001", stage(shelf, "run_001", TOKEN))
-    (manifest,) = shelf.destination.glob(".*.manifest.partial")
+    archive_store.stage_manifest("run_001", stage(archive_store, "run_001", TOKEN))
+    (manifest,) = archive_store.destination.glob(".*.manifest.partial")
     manifest.chmod(0o600)
     tmp_path.chmod(0o755)
-    shelf.destination.chmod(0o755 if unreadable == "manifest" else 0o711)
-    finished, former = (lambda: shelf.is_finished("run_001", TOKEN)), (lambda: shelf.former("run_001"))
+    archive_store.destination.chmod(0o755 if unreadable == "manifest" else 0o711)
+    finished, former = (
+        (lambda: archive_store.is_finished("run_001", TOKEN)),
+        (lambda: archive_store.staged_tokens("run_001")),
+    )
     look: Callable[[], object] = finished if unreadable == "manifest" else former
     with as_nobody(), pytest.raises(NoSpace, match="cannot read"):
         look()
 
 
-def test_dropping_one_claims_files_leaves_those_of_another(shelf: Shelf) -> None:
-    stage(shelf, "run_001", TOKEN)
-    stage(shelf, "run_001", OTHER_TOKEN)
-    stage(shelf, "run_002", TOKEN)
-    shelf.drop("run_001", TOKEN)
-    assert shelf.former("run_001") == (OTHER_TOKEN,)
-    assert shelf.former("run_002") == (TOKEN,)
+def test_dropping_one_claims_files_leaves_those_of_another(archive_store: ArchiveStore) -> None:
+    stage(archive_store, "run_001", TOKEN)
+    stage(archive_store, "run_001", OTHER_TOKEN)
+    stage(archive_store, "run_002", TOKEN)
+    archive_store.drop("run_001", TOKEN)
+    assert archive_store.staged_tokens("run_001") == (OTHER_TOKEN,)
+    assert archive_store.staged_tokens("run_002") == (TOKEN,)
 
 
-def test_a_manifest_goes_before_the_files_that_it_speaks_of(shelf: Shelf) -> None:
-    shelf.stage_manifest("run_001", stage(shelf, "run_001", TOKEN))
-    staged = shelf.staged_key("run_001", TOKEN)
+def test_a_manifest_goes_before_the_files_that_it_speaks_of(archive_store: ArchiveStore) -> None:
+    archive_store.stage_manifest("run_001", stage(archive_store, "run_001", TOKEN))
+    staged = archive_store.staged_key("run_001", TOKEN)
     staged.unlink()
     staged.mkdir()  # which no unlink removes
     with pytest.raises(NoSpace, match="cannot remove"):
-        shelf.drop("run_001", TOKEN)
-    assert not shelf.is_finished("run_001", TOKEN)
+        archive_store.drop("run_001", TOKEN)
+    assert not archive_store.is_finished("run_001", TOKEN)
 
 
 # on the disk, in this order
 
 
 def test_names_that_another_has_given_are_on_the_disk_before_the_staged_ones_go(
-    shelf: Shelf, unavailable: Callable[[str], NoReturn]
+    archive_store: ArchiveStore, unavailable: Callable[[str], NoReturn]
 ) -> None:
     """So that no power cut takes both of a file's names."""
     require_strace(unavailable)
-    stage(shelf, "run_001", TOKEN)
-    os.link(shelf.staged_key("run_001", TOKEN), shelf.final_key("run_001"))
+    stage(archive_store, "run_001", TOKEN)
+    os.link(archive_store.staged_key("run_001", TOKEN), archive_store.final_key("run_001"))
     program = "import sys, pathlib, watcher.archiving; "
-    program += "watcher.archiving.Shelf(*map(pathlib.Path, sys.argv[1:3])).drop('run_001', sys.argv[3])"
-    command = [sys.executable, "-c", program, str(shelf.destination), str(shelf.keys), TOKEN]
-    done = traced(command, "fsync,unlink,unlinkat", shelf.keys.parent / "trace", longest=255, cwd=shelf.keys)
+    program += "watcher.archiving.ArchiveStore(*map(pathlib.Path, sys.argv[1:3])).drop('run_001', sys.argv[3])"
+    command = [sys.executable, "-c", program, str(archive_store.destination), str(archive_store.keys), TOKEN]
+    done = traced(
+        command, "fsync,unlink,unlinkat", archive_store.keys.parent / "trace", longest=255, cwd=archive_store.keys
+    )
     first_gone = re.search(r"unlink(at)?\(.*partial", done)
     assert first_gone
-    for directory in (shelf.destination, shelf.keys):
+    for directory in (archive_store.destination, archive_store.keys):
         assert re.search(rf"fsync\(\d+<{re.escape(str(directory))}>\) += 0", done[: first_gone.start()])
-    assert shelf.former("run_001") == ()
+    assert archive_store.staged_tokens("run_001") == ()
 
 
 def test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import PATIENCE_SECONDS, Site, assert_same_tree, never_stop, wait_until
-from workbench import Bench, always, die
+from harness import Bench, always, die
+from sites import PATIENCE_SECONDS, Site, assert_same_tree, never_stop, wait_until
 
 from watcher.archiving import Outcome
 from watcher.config import Config
@@ -97,9 +97,9 @@ CHANGES: dict[str, Change] = {
 Moment = Callable[[Bench, Callable[[], object]], Bench]
 
 MOMENTS: dict[str, Moment] = {
-    "before tar starts": lambda bench, change: bench.with_shelf("staged_archive", change, after=True),
-    "once the archive is proven": lambda bench, change: bench.with_shelf("stage_key", change),
-    "once it has its manifest": lambda bench, change: bench.with_shelf("stage_manifest", change, after=True),
+    "before tar starts": lambda bench, change: bench.with_archive_store("staged_archive", change, after=True),
+    "once the archive is proven": lambda bench, change: bench.with_archive_store("stage_key", change),
+    "once it has its manifest": lambda bench, change: bench.with_archive_store("stage_manifest", change, after=True),
 }
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_has_long_been_quiet_waits_for_nothing(bench: Bench, caplog: 
 def test_a_change_in_the_quiet_period_is_seen_at_its_end(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     run = bench.ready_run()
-    changed = bench.other(quiet_period=QUIET_SECONDS).with_shelf(
+    changed = bench.other(quiet_period=QUIET_SECONDS).with_archive_store(
         "stage_manifest", (run.path / "late").touch, after=True
     )
     assert changed.work(run) is Outcome.RELEASED
@@ -250,7 +250,7 @@ def test_who_is_stopped_while_it_waits_for_quiet_leaves_a_finished_archive_that_
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_finished_archive_is_adopted_only_if_the_run_is_what_was_archived(bench: Bench, what: str) -> None:
     run = bench.ready_run()
-    bench.with_shelf("publish", die).dies(run)
+    bench.with_archive_store("publish", die).dies(run)
     CHANGES[what](run.path)
     outcome = bench.take_over(run)
     if run.path.is_dir() and (run.path / SENTINEL).exists():

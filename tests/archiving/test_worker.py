@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from facility import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_until
-from workbench import Action, Bench, always, die, no_pauses
+from harness import Action, Bench, always, die, no_pauses
+from sites import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_until
 
 from watcher.archiving import LeaseKeeper, Outcome, Worker, growing_pauses
 from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
@@ -50,7 +50,7 @@ def made_by(bench: Bench, run: Run) -> str:
 
 def staged_token(bench: Bench, run: Run) -> str:
     """Return the token of the only staged archive."""
-    (token,) = bench.shelf.former(run.name)
+    (token,) = bench.archive_store.staged_tokens(run.name)
     return str(token)
 
 
@@ -104,7 +104,7 @@ def test_a_worker_that_was_closed_while_it_looked_at_a_run_does_not_claim_it(ben
     def close() -> None:
         workers[0].close()
 
-    workers.append(bench.with_shelf("free_bytes", close).worker())
+    workers.append(bench.with_archive_store("free_bytes", close).worker())
     assert workers[0].work(run) is Outcome.NOT_OURS
     assert bench.document(run)["status"] == "pending"
 
@@ -188,7 +188,7 @@ def test_a_run_that_moved_away_before_tar_read_it_is_given_back(bench: Bench) ->
 
 def test_a_bug_is_shown_with_its_traceback_and_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     run = bench.ready_run()
-    buggy = bench.with_shelf("stage_key", always(ZeroDivisionError("a bug, says the test")))
+    buggy = bench.with_archive_store("stage_key", always(ZeroDivisionError("a bug, says the test")))
     assert buggy.work(run) is Outcome.FAILED
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info is not None
@@ -228,7 +228,7 @@ def test_a_disk_that_takes_no_more_costs_no_attempt(bench: Bench) -> None:
 @pytest.mark.parametrize("step", ["stage_key", "stage_manifest", "publish"])
 def test_a_finished_archive_waits_for_a_disk_that_fails_at_its_last_steps(bench: Bench, step: str) -> None:
     run = bench.ready_run()
-    assert bench.with_shelf(step, always(NoSpace("no room, says the test"))).work(run) is Outcome.ENCRYPTED
+    assert bench.with_archive_store(step, always(NoSpace("no room, says the test"))).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
     assert_restores(bench, run)
 
@@ -270,7 +270,7 @@ def test_the_record_waits_with_growing_pauses_however_long_the_database_is_away(
             yield 0.0
 
     def away_once_it_is_published() -> None:
-        if bench.shelf.is_published(run.name) and len(waited) < 40:
+        if bench.archive_store.is_published(run.name) and len(waited) < 40:
             raise AWAY
 
     away = replace(bench, make_store=lambda: _EveryPut(bench.make_store(), away_once_it_is_published))
@@ -300,7 +300,7 @@ class _EveryPut:
 def test_a_cancelled_run_is_given_back_at_once_and_costs_nothing(bench: Bench, method: str) -> None:
     run = bench.ready_run()
     workers: list[Worker] = []
-    bench_then = bench.with_shelf(method, lambda: workers[0].cancel(Interrupted("cancelled, says the test")))
+    bench_then = bench.with_archive_store(method, lambda: workers[0].cancel(Interrupted("cancelled, says the test")))
     workers.append(bench_then.worker())
     assert workers[0].work(run) is Outcome.RELEASED
     document = bench.document(run)
@@ -324,7 +324,7 @@ def test_a_stall_is_counted_though_the_database_is_away_when_it_ends(
 
     stalling = replace(bench, make_store=lambda: _EveryPut(bench.make_store(), away_after_the_claim))
     stalled = Stalled("gpg hangs, says the test")
-    workers.append(stalling.with_shelf("staged_archive", lambda: workers[0].cancel(stalled)).worker())
+    workers.append(stalling.with_archive_store("staged_archive", lambda: workers[0].cancel(stalled)).worker())
     assert workers[0].work(run) is Outcome.FAILED
     document = bench.document(run)
     assert (document["failure_count"], document["last_error"]["kind"]) == (1, "Stalled")
@@ -354,11 +354,11 @@ def test_a_run_without_room_waits_with_the_reason_shown_and_no_attempt_spent(ben
 
 def test_running_jobs_keep_their_room_reserved(bench: Bench) -> None:
     first, second = bench.ready_run("run_001", 4_000_000), bench.ready_run("run_002", 4_000_000)
-    free = bench.shelf.free_bytes("run_002")
+    free = bench.archive_store.free_bytes("run_002")
     outcomes: list[Outcome] = []
     workers: list[Worker] = []
     tight = bench.other(minimum_free_space=free - 6_000_000)
-    tight = tight.with_shelf("refuse_foreign", lambda: outcomes.append(workers[0].work(second)))
+    tight = tight.with_archive_store("refuse_foreign", lambda: outcomes.append(workers[0].work(second)))
     workers.append(tight.worker())
     assert workers[0].work(first) is Outcome.ENCRYPTED
     assert outcomes == [Outcome.NO_ROOM], "6 MB for two runs of 4 MB"
@@ -367,11 +367,11 @@ def test_running_jobs_keep_their_room_reserved(bench: Bench) -> None:
 
 def test_what_a_dead_worker_left_behind_counts_as_room_for_its_run(bench: Bench) -> None:
     run = bench.ready_run(size=100_000)
-    bench.with_shelf("stage_key", die).dies(run)
-    debris = bench.shelf.staged_archive(run.name, staged_token(bench, run))
+    bench.with_archive_store("stage_key", die).dies(run)
+    debris = bench.archive_store.staged_archive(run.name, staged_token(bench, run))
     with debris.open("ab") as file:
         file.write(bytes(40_000_000))
-    free = bench.shelf.free_bytes("another run")
+    free = bench.archive_store.free_bytes("another run")
     crowded = bench.other(minimum_free_space=free + 10_000_000)
     assert crowded.take_over(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
@@ -476,7 +476,7 @@ def test_a_recipient_lost_between_start_and_wrap_is_waited_for_and_the_archive_i
         import_key(bench)
         yield from no_pauses()
 
-    waiting = replace(bench.with_shelf("staged_archive", lose), pauses=pauses)
+    waiting = replace(bench.with_archive_store("staged_archive", lose), pauses=pauses)
     assert waiting.work(run) is Outcome.ENCRYPTED
     waits = [record.getMessage() for record in caplog.records if "cannot wrap the file key yet" in record.getMessage()]
     assert len(waits) == 2
@@ -528,7 +528,7 @@ def test_a_broken_keyring_costs_no_attempt_and_no_archive(own_keyring: Bench) ->
         shutil.copy(ring, kept)
         ring.write_bytes(os.urandom(5000))
 
-    broken = replace(own_keyring.with_shelf("staged_archive", spoil), pauses=pauses)
+    broken = replace(own_keyring.with_archive_store("staged_archive", spoil), pauses=pauses)
     assert broken.work(run) is Outcome.ENCRYPTED
     assert own_keyring.document(run)["failure_count"] == 0
     assert_restores(own_keyring, run)
@@ -554,7 +554,7 @@ def test_a_foreign_file_under_a_final_name_is_never_overwritten(bench: Bench, na
 def test_an_archive_that_a_foreign_file_keeps_out_is_published_once_that_is_gone(bench: Bench, name: str) -> None:
     run = bench.ready_run()
     foreign = bench.site.root / name
-    late = bench.with_shelf("publish", lambda: foreign.write_bytes(b"not ours"))
+    late = bench.with_archive_store("publish", lambda: foreign.write_bytes(b"not ours"))
     assert late.work(run) is Outcome.FAILED
     maker = bench.document(run)["archive"]["token"]
     for _ in range(2):
@@ -584,7 +584,7 @@ def test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published(
         assert bench.take_over(run) is Outcome.ENCRYPTED
         finals.append(bench.finals())
 
-    sleeper = bench.with_shelf(method, rival, after=after)
+    sleeper = bench.with_archive_store(method, rival, after=after)
     assert sleeper.work(run) is Outcome.LOST
     assert finals == [bench.finals()]
     document = bench.document(run)
@@ -601,7 +601,7 @@ def test_whoever_loses_the_claim_while_giving_it_back_changes_nothing(bench: Ben
         assert bench.take_over(run) is Outcome.ENCRYPTED
         raise error
 
-    assert bench.with_shelf("refuse_foreign", trouble).work(run) is Outcome.LOST
+    assert bench.with_archive_store("refuse_foreign", trouble).work(run) is Outcome.LOST
     document = bench.document(run)
     assert (document["status"], document["worker_id"], document["failure_count"]) == ("encrypted", "worker_2", 0)
     assert_restores(bench, run)
@@ -610,7 +610,7 @@ def test_whoever_loses_the_claim_while_giving_it_back_changes_nothing(bench: Ben
 def test_a_late_waker_leaves_the_files_of_its_successor_alone(bench: Bench) -> None:
     """The second worker sleeps before it sweeps, and wakes when the third is about to publish."""
     run = bench.ready_run()
-    bench.with_shelf("stage_key", die).dies(run)
+    bench.with_archive_store("stage_key", die).dies(run)
     second, third = bench.other(worker_id="worker_2"), bench.other(worker_id="worker_3")
     is_about_to_publish, second_has_ended = threading.Event(), threading.Event()
 
@@ -623,10 +623,13 @@ def test_a_late_waker_leaves_the_files_of_its_successor_alone(bench: Bench) -> N
 
         def third_takes_over() -> None:
             rev = bench.document(run)["_rev"]
-            thirds.append(pool.submit(third.with_shelf("publish", stand_by).work, run, rev))
+            thirds.append(pool.submit(third.with_archive_store("publish", stand_by).work, run, rev))
             assert is_about_to_publish.wait(PATIENCE_SECONDS)
 
-        assert second.with_shelf("manifests", third_takes_over).work(run, bench.document(run)["_rev"]) is Outcome.LOST
+        assert (
+            second.with_archive_store("manifests", third_takes_over).work(run, bench.document(run)["_rev"])
+            is Outcome.LOST
+        )
         second_has_ended.set()
         assert thirds[0].result() is Outcome.ENCRYPTED
     assert bench.document(run)["worker_id"] == "worker_3"
@@ -638,7 +641,7 @@ def test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_success
     left: list[Path] = []
 
     def sleep() -> None:
-        bench.other(worker_id="worker_2").with_shelf("stage_manifest", die).dies(run, stale=True)
+        bench.other(worker_id="worker_2").with_archive_store("stage_manifest", die).dies(run, stale=True)
         left.extend(bench.site.debris())
 
     assert bench.with_store("put", sleep, after=True).work(run) is Outcome.LOST
@@ -652,13 +655,13 @@ def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
     run = bench.ready_run(size=20_000_000)
 
     class Losing:
-        """A shelf whose staged archive vanishes as soon as tar has been read."""
+        """A archive_store whose staged archive vanishes as soon as tar has been read."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(bench.shelf, name)
+            return getattr(bench.archive_store, name)
 
         def staged_archive(self, run_name: str, token: str) -> Path:
-            staged: Path = bench.shelf.staged_archive(run_name, token)
+            staged: Path = bench.archive_store.staged_archive(run_name, token)
             threading.Thread(target=unlink_when_there, args=(staged,), daemon=True).start()
             return staged
 
@@ -666,7 +669,7 @@ def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
         wait_until(staged.exists, "it is there")
         staged.unlink()
 
-    assert replace(bench, shelf=Losing()).work(run) is Outcome.RELEASED
+    assert replace(bench, archive_store=Losing()).work(run) is Outcome.RELEASED
     assert bench.document(run)["failure_count"] == 0
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -685,12 +688,12 @@ def test_a_holder_that_may_not_trust_its_lease_any_more_asks_before_it_publishes
     def look() -> None:
         revs.append(bench.document(run)["_rev"])
 
-    first = bench.with_shelf("publish", disk_is_away_for_longer_than_a_lease)
+    first = bench.with_archive_store("publish", disk_is_away_for_longer_than_a_lease)
     statusdb = bench.statusdb()
     worker = Worker(
         bench.settings,
         statusdb,
-        first.with_shelf("publish", look, nth=2).shelf,
+        first.with_archive_store("publish", look, nth=2).archive_store,
         LeaseKeeper(statusdb, 300.0, clock=lambda: clock[0]),
         no_pauses,
     )
@@ -705,7 +708,7 @@ def test_a_holder_that_an_operator_took_the_run_from_stops(bench: Bench) -> None
     def edit() -> None:
         bench.make_store().put({**bench.document(run), "status": "pending"})
 
-    assert bench.with_shelf("stage_key", edit).work(run) is Outcome.LOST
+    assert bench.with_archive_store("stage_key", edit).work(run) is Outcome.LOST
     assert bench.document(run)["status"] == "pending"
 
 
@@ -715,14 +718,14 @@ def test_a_holder_that_an_operator_took_the_run_from_stops(bench: Bench) -> None
 def name_key(bench: Bench, run: Run) -> None:
     """Do what a publisher does first: give the key its name."""
     token = staged_token(bench, run)
-    os.link(bench.shelf.staged_key(run.name, token), bench.shelf.final_key(run.name))
+    os.link(bench.archive_store.staged_key(run.name, token), bench.archive_store.final_key(run.name))
 
 
 def name_both(bench: Bench, run: Run) -> None:
     """Do what a publisher does, but for removing the staged names."""
     name_key(bench, run)
     token = staged_token(bench, run)
-    os.link(bench.shelf.staged_archive(run.name, token), bench.shelf.final_archive(run.name))
+    os.link(bench.archive_store.staged_archive(run.name, token), bench.archive_store.final_archive(run.name))
 
 
 def nothing_more(_bench: Bench, _run: Run) -> None:
@@ -733,13 +736,13 @@ Intercept = Callable[[Bench], Bench]
 
 CRASHES: dict[str, tuple[Intercept, Callable[[Bench, Run], None]]] = {
     "after the manifest, before it is announced": (
-        lambda bench: bench.with_shelf("stage_manifest", die, after=True), nothing_more),
+        lambda bench: bench.with_archive_store("stage_manifest", die, after=True), nothing_more),
     "before the announcement arrives": (lambda bench: bench.with_store("put", die, nth=2), nothing_more),
     "when it was announced": (lambda bench: bench.with_store("put", die, nth=2, after=True), nothing_more),
-    "before it publishes": (lambda bench: bench.with_shelf("publish", die), nothing_more),
-    "when the key has its name": (lambda bench: bench.with_shelf("publish", die), name_key),
-    "when both have their names": (lambda bench: bench.with_shelf("publish", die), name_both),
-    "when it is published": (lambda bench: bench.with_shelf("publish", die, after=True), nothing_more),
+    "before it publishes": (lambda bench: bench.with_archive_store("publish", die), nothing_more),
+    "when the key has its name": (lambda bench: bench.with_archive_store("publish", die), name_key),
+    "when both have their names": (lambda bench: bench.with_archive_store("publish", die), name_both),
+    "when it is published": (lambda bench: bench.with_archive_store("publish", die, after=True), nothing_more),
     "before the record arrives": (lambda bench: bench.with_store("put", die, nth=3), nothing_more),
 }  # fmt: skip
 
@@ -747,8 +750,8 @@ CRASHES: dict[str, tuple[Intercept, Callable[[Bench, Run], None]]] = {
 DEATHS_OF_AN_ADOPTER: dict[str, Intercept] = {
     "claimed": lambda bench: bench.with_store("put", die, after=True),
     "before its next write": lambda bench: bench.with_store("put", die, nth=2),
-    "before it adopts": lambda bench: bench.with_shelf("adopt", die),
-    "when it has adopted": lambda bench: bench.with_shelf("adopt", die, after=True),
+    "before it adopts": lambda bench: bench.with_archive_store("adopt", die),
+    "when it has adopted": lambda bench: bench.with_archive_store("adopt", die, after=True),
 }
 
 
@@ -782,10 +785,10 @@ def test_a_finished_archive_is_adopted_even_when_the_one_who_adopts_dies_as_well
 
 UNFINISHED: dict[str, Intercept] = {
     "claimed": lambda bench: bench.with_store("put", die, after=True),
-    "about to write": lambda bench: bench.with_shelf("staged_archive", die, after=True),
-    "validated": lambda bench: bench.with_shelf("stage_key", die),
-    "key staged": lambda bench: bench.with_shelf("stage_key", die, after=True),
-    "about to write the manifest": lambda bench: bench.with_shelf("stage_manifest", die),
+    "about to write": lambda bench: bench.with_archive_store("staged_archive", die, after=True),
+    "validated": lambda bench: bench.with_archive_store("stage_key", die),
+    "key staged": lambda bench: bench.with_archive_store("stage_key", die, after=True),
+    "about to write the manifest": lambda bench: bench.with_archive_store("stage_manifest", die),
 }
 
 
@@ -794,7 +797,7 @@ def test_what_a_crash_left_unfinished_is_swept_and_made_again(bench: Bench, cras
     run = bench.ready_run()
     UNFINISHED[crash](bench).dies(run)
     left: list[list[Path]] = []
-    successor = bench.with_shelf("refuse_foreign", lambda: left.append(bench.site.debris()))
+    successor = bench.with_archive_store("refuse_foreign", lambda: left.append(bench.site.debris()))
     assert successor.take_over(run) is Outcome.ENCRYPTED
     assert left == [[]], "its room is free before the new archive is begun"
     assert made_by(bench, run) == bench.document(run)["last_claim"]
@@ -806,7 +809,7 @@ def test_what_a_crash_left_unfinished_is_swept_and_made_again(bench: Bench, cras
 def test_a_staged_file_that_is_not_the_announced_one_is_not_adopted(bench: Bench, which: str, crash: str) -> None:
     run = bench.ready_run()
     CRASHES[crash][0](bench).dies(run)
-    damaged = getattr(bench.shelf, which)(run.name, staged_token(bench, run))
+    damaged = getattr(bench.archive_store, which)(run.name, staged_token(bench, run))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
@@ -818,9 +821,9 @@ def test_a_staged_file_that_is_not_the_announced_one_is_not_adopted(bench: Bench
 def test_an_archive_that_is_not_adopted_is_not_announced_any_more(bench: Bench) -> None:
     """Else the next one would be published under the announcement of another."""
     run = bench.ready_run()
-    bench.with_shelf("publish", die).dies(run)
-    bench.shelf.staged_archive(run.name, staged_token(bench, run)).write_bytes(b"rotten")
-    bench.other(worker_id="worker_2").with_shelf("publish", die, after=True).dies(run, stale=True)
+    bench.with_archive_store("publish", die).dies(run)
+    bench.archive_store.staged_archive(run.name, staged_token(bench, run)).write_bytes(b"rotten")
+    bench.other(worker_id="worker_2").with_archive_store("publish", die, after=True).dies(run, stale=True)
     assert bench.other(worker_id="worker_3").take_over(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
 
@@ -896,15 +899,15 @@ def test_a_publisher_that_wakes_late_has_nothing_left_to_name(bench: Bench) -> N
 
     def sleep() -> None:
         announced = Archive.from_document(bench.document(run)["archive"])
-        bench.shelf.staged_archive(run.name, announced.token).unlink()
+        bench.archive_store.staged_archive(run.name, announced.token).unlink()
 
         def wake() -> None:
             with pytest.raises(ClaimLost):
-                bench.shelf.publish(run.name, announced)
+                bench.archive_store.publish(run.name, announced)
 
-        outcomes.append(bench.with_shelf("publish", wake).take_over(run))
+        outcomes.append(bench.with_archive_store("publish", wake).take_over(run))
 
-    assert bench.with_shelf("publish", sleep).work(run) is Outcome.LOST
+    assert bench.with_archive_store("publish", sleep).work(run) is Outcome.LOST
     assert outcomes == [Outcome.ENCRYPTED]
     assert_restores(bench, run)
 
@@ -912,15 +915,18 @@ def test_a_publisher_that_wakes_late_has_nothing_left_to_name(bench: Bench) -> N
 def test_a_published_key_is_never_removed_though_its_archive_is_gone(bench: Bench) -> None:
     """Somebody may have picked the archive up: then this key is the only one that opens it."""
     run = bench.ready_run()
-    bench.with_shelf("publish", die).dies(run)
+    bench.with_archive_store("publish", die).dies(run)
     name_both(bench, run)
-    for path in (bench.shelf.staged_archive(run.name, staged_token(bench, run)), bench.shelf.final_archive(run.name)):
+    for path in (
+        bench.archive_store.staged_archive(run.name, staged_token(bench, run)),
+        bench.archive_store.final_archive(run.name),
+    ):
         path.unlink()
     key = bench.finals()
     assert bench.take_over(run) is Outcome.FAILED
     assert bench.document(run)["last_error"]["kind"] == "PublishFailed"
     assert bench.finals() == key
-    bench.shelf.final_key(run.name).rename(bench.site.keys / "kept")
+    bench.archive_store.final_key(run.name).rename(bench.site.keys / "kept")
     bench.now.advance(3601)
     assert bench.work(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
@@ -940,7 +946,7 @@ def test_a_manifest_holds_no_secret(bench: Bench) -> None:
     run = bench.ready_run()
     CRASHES["after the manifest, before it is announced"][0](bench).dies(run)
     (manifest,) = bench.site.archives.glob(".*.manifest.partial")
-    wrapped = bench.shelf.staged_key(run.name, staged_token(bench, run)).read_bytes()
+    wrapped = bench.archive_store.staged_key(run.name, staged_token(bench, run)).read_bytes()
     secret = gpg(bench.site.gnupg, "--decrypt", data=wrapped).strip()
     assert len(secret) == 64
     assert secret not in manifest.read_bytes()
@@ -952,7 +958,7 @@ def test_a_finished_archive_survives_a_stop_while_the_database_is_away(bench: Be
     workers: list[Worker] = []
 
     def away_from_the_announcement_on() -> None:
-        if bench.shelf.former(run.name):
+        if bench.archive_store.staged_tokens(run.name):
             workers[0].cancel(Interrupted("cancelled, says the test"))
             raise AWAY
 
@@ -972,9 +978,11 @@ def test_what_a_lost_claim_had_staged_is_gone_when_the_run_is_published(bench: B
     outcomes: list[Outcome] = []
 
     def lost_meanwhile() -> None:
-        rival = bench.with_shelf("refuse_foreign", lambda: bench.shelf.stage_key(run.name, "a" * 32, b"late"))
+        rival = bench.with_archive_store(
+            "refuse_foreign", lambda: bench.archive_store.stage_key(run.name, "a" * 32, b"late")
+        )
         outcomes.append(rival.take_over(run))
 
-    assert bench.with_shelf("staged_archive", lost_meanwhile).work(run) is Outcome.LOST
+    assert bench.with_archive_store("staged_archive", lost_meanwhile).work(run) is Outcome.LOST
     assert outcomes == [Outcome.ENCRYPTED]
     assert_restores(bench, run)

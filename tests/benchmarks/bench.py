@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import requests
 from couchdb_server import PouchServer
-from facility import PATIENCE_SECONDS, Daemon, Site, keyring, make_key
+from sites import PATIENCE_SECONDS, Daemon, Site, keyring, make_key
 
 RECIPIENT = "ops@example.org"
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")

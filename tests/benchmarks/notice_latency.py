@@ -21,7 +21,7 @@ from pathlib import Path
 
 import bench
 import requests
-from facility import PATIENCE_SECONDS, Site
+from sites import PATIENCE_SECONDS, Site
 
 from watcher.source import SENTINEL
 
@@ -39,7 +39,7 @@ for path in itertools.cycle(sys.argv[1:]):
 """
 
 
-class Sightings:
+class Observations:
     """When each run was first seen `processing`, as `time.monotonic` has it."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Sightings:
             return self._seen[run_id]
 
 
-def follow_sqlite(site: Site, sightings: Sightings, ended: threading.Event) -> None:
+def follow_sqlite(site: Site, observations: Observations, ended: threading.Event) -> None:
     """Look at the database file every 0.3 ms; that is the error of the measurement."""
     connection = sqlite3.connect(site.database)
     version = None
@@ -67,12 +67,12 @@ def follow_sqlite(site: Site, sightings: Sightings, ended: threading.Event) -> N
         if now != version:
             version = now
             for (run_id,) in connection.execute("select id from documents where status = 'processing'"):
-                sightings.see(run_id)
+                observations.see(run_id)
         time.sleep(LOOK_SECONDS)
     connection.close()
 
 
-def follow_couchdb(site: Site, sightings: Sightings, ended: threading.Event) -> None:
+def follow_couchdb(site: Site, observations: Observations, ended: threading.Event) -> None:
     """Follow the server's own feed, which sends a line a change."""
     query = {"feed": "continuous", "since": "now", "include_docs": "true", "heartbeat": "1000"}
     address = f"{bench.address(site)}/_changes"
@@ -81,22 +81,22 @@ def follow_couchdb(site: Site, sightings: Sightings, ended: threading.Event) -> 
         with requests.get(address, params=query, headers=plain, stream=True, timeout=PATIENCE_SECONDS) as answer:
             for line in answer.iter_lines(chunk_size=1):
                 if line and json.loads(line).get("doc", {}).get("status") == "processing":
-                    sightings.see(json.loads(line)["id"])
+                    observations.see(json.loads(line)["id"])
     except requests.RequestException:
         if not ended.is_set():  # else the server has ended, as it should
             raise
 
 
 @contextmanager
-def following(site: Site, statusdb: str) -> Iterator[Sightings]:
+def following(site: Site, statusdb: str) -> Iterator[Observations]:
     """See runs become `processing` while the context lasts."""
-    sightings, ended = Sightings(), threading.Event()
-    follow: Callable[[Site, Sightings, threading.Event], None] = (
+    observations, ended = Observations(), threading.Event()
+    follow: Callable[[Site, Observations, threading.Event], None] = (
         follow_couchdb if statusdb == "couchdb" else follow_sqlite
     )
-    thread = threading.Thread(target=follow, args=(site, sightings, ended), daemon=True)
+    thread = threading.Thread(target=follow, args=(site, observations, ended), daemon=True)
     thread.start()
-    yield sightings
+    yield observations
     ended.set()
 
 
@@ -132,11 +132,11 @@ def measure(site: Site, statusdb: str, times: int, warm_up: int = 3) -> list[flo
     runs = [site.make_run(f"run_{number:04}", size=1000) for number in range(times + warm_up)]
     site.start().wait_ready()
     seconds = []
-    with following(site, statusdb) as sightings:
+    with following(site, statusdb) as observations:
         time.sleep(1)
         for run in runs:
             closed = close_sentinel(run)
-            seconds.append(sightings.wait_for(run.name) - closed)
+            seconds.append(observations.wait_for(run.name) - closed)
             site.wait_for(run.name)
     return seconds[warm_up:]
 

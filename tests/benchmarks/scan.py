@@ -20,8 +20,8 @@ from typing import Any
 
 import bench
 import requests
-from facility import Site
 from fault_proxy import FaultProxy, Request
+from sites import Site
 
 from watcher import model
 from watcher.model import Archive, Run

@@ -18,8 +18,8 @@ from contextlib import nullcontext
 
 import bench
 import requests
-from facility import Site
-from host import inotify_limit
+from machine import inotify_limit
+from sites import Site
 
 from watcher.source import SENTINEL
 

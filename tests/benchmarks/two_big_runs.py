@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import bench
-from facility import Site, assert_same_tree
+from sites import Site, assert_same_tree
 
 BLOCK = os.urandom(1 << 20)
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import bench
-from facility import Site
-from host import inotify_inodes, inotify_limit
+from machine import inotify_inodes, inotify_limit
 from scan import SEQUENCERS, register
+from sites import Site
 
 from watcher.model import Run
 from watcher.source import SENTINEL

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from facility import Site, assert_same_tree, wait_until
-from gate import Gate
-from hall import Hall, children_of, signal_all
+from barrier import Gate
+from cluster import Cluster, children_of, signal_all
+from sites import Site, assert_same_tree, wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -19,9 +19,9 @@ BIG = 60_000_000
 """Bytes of a run whose archiving takes long enough to interfere."""
 
 
-def victims(hall: Hall, program: str, phase: str) -> list[int]:
+def victims(cluster: Cluster, program: str, phase: str) -> list[int]:
     """Return the children of the daemon that run `program` in this phase."""
-    found = children_of(hall.daemons["worker_1"].pid, program)
+    found = children_of(cluster.daemons["worker_1"].pid, program)
     if program == "tar":
         return found
     flag = {"archiving": b"--symmetric", "validating": b"--decrypt"}[phase]
@@ -33,13 +33,13 @@ def _command(pid: int) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def begin(site: Site, **options: Any) -> Hall:
+def begin(site: Site, **options: Any) -> Cluster:
     """Start a daemon that has a big run to archive."""
-    hall = Hall(site, **options)
+    cluster = Cluster(site, **options)
     site.configure(lease_seconds=30)
-    hall.start().wait_ready()
-    hall.add_run("run_001", size=BIG)
-    return hall
+    cluster.start().wait_ready()
+    cluster.add_run("run_001", size=BIG)
+    return cluster
 
 
 CHILDREN = [("tar", "archiving"), ("gpg", "archiving"), ("gpg", "validating")]
@@ -47,21 +47,21 @@ CHILDREN = [("tar", "archiving"), ("gpg", "archiving"), ("gpg", "validating")]
 
 @pytest.mark.parametrize(("program", "phase"), CHILDREN)
 def test_a_killed_child_fails_the_attempt_and_the_next_one_succeeds(site: Site, program: str, phase: str) -> None:
-    hall = begin(site)
-    found = wait_until(lambda: victims(hall, program, phase), f"{program} while {phase}")
+    cluster = begin(site)
+    found = wait_until(lambda: victims(cluster, program, phase), f"{program} while {phase}")
     signal_all(found, signal.SIGKILL)
-    _assert_second_attempt(hall, "failed: ")
+    _assert_second_attempt(cluster, "failed: ")
 
 
 @pytest.mark.parametrize(("program", "phase"), CHILDREN)
 def test_a_child_that_hangs_is_ended_after_the_stall_limit_and_counted(site: Site, program: str, phase: str) -> None:
-    hall = begin(site, stall_limit=1)
-    found = wait_until(lambda: victims(hall, program, phase), f"{program} while {phase}")
+    cluster = begin(site, stall_limit=1)
+    found = wait_until(lambda: victims(cluster, program, phase), f"{program} while {phase}")
     signal_all(found, signal.SIGSTOP)
-    daemon = hall.daemons["worker_1"]
+    daemon = cluster.daemons["worker_1"]
     assert "stall_limit is 1 s" in daemon.wait_for_log("run_001: failed: ")
     wait_until(lambda: not any(map(_is_alive, found)), "the child that hung is gone")
-    _assert_second_attempt(hall, f"no byte moved .* while {phase}")
+    _assert_second_attempt(cluster, f"no byte moved .* while {phase}")
 
 
 @pytest.mark.parametrize("way", ["once", "stopping"])
@@ -90,25 +90,25 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _assert_second_attempt(hall: Hall, words: str) -> None:
-    hall.daemons["worker_1"].wait_for_log(words)
-    hall.await_encrypted()
-    document = hall.statusdb().get("run_001")
+def _assert_second_attempt(cluster: Cluster, words: str) -> None:
+    cluster.daemons["worker_1"].wait_for_log(words)
+    cluster.await_encrypted()
+    document = cluster.statusdb().get("run_001")
     assert document is not None
     assert document["failure_count"] == 1
-    hall.stop_all()
-    hall.await_no_children()
-    assert hall.site.debris() == []
-    assert_same_tree(hall.runs["run_001"], hall.site.restore("run_001"))
+    cluster.stop_all()
+    cluster.await_no_children()
+    assert cluster.site.debris() == []
+    assert_same_tree(cluster.runs["run_001"], cluster.site.restore("run_001"))
 
 
 def test_other_runs_go_on_while_a_child_hangs(site: Site) -> None:
-    hall = begin(site, stall_limit=600)
-    found: Callable[[], list[int]] = lambda: victims(hall, "tar", "archiving")  # noqa: E731
+    cluster = begin(site, stall_limit=600)
+    found: Callable[[], list[int]] = lambda: victims(cluster, "tar", "archiving")  # noqa: E731
     signal_all(wait_until(found, "tar"), signal.SIGSTOP)
-    hall.add_run("run_002", size=100_000)
+    cluster.add_run("run_002", size=100_000)
     site.wait_for("run_002", "encrypted")
     signal_all(found(), signal.SIGCONT)
-    hall.await_encrypted()
-    hall.stop_all()
-    hall.assert_whole()
+    cluster.await_encrypted()
+    cluster.stop_all()
+    cluster.assert_whole()

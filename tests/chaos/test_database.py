@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import pytest
 import requests
+from chaos_scale import size
+from cluster import Cluster, await_step, say, seeded
 from couchdb_server import Database
-from facility import Site, assert_same_tree
 from fault_proxy import Fault, FaultProxy, Request
-from hall import Hall, await_step, say, seeded
-from scale import size
-from workbench import Bench, die
+from harness import Bench, die
+from sites import Site, assert_same_tree
 
 from watcher.archiving import Outcome
 from watcher.errors import NoSpace, StatusDBUnavailable, TarFailed
@@ -123,9 +123,9 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
 
 
 FINISHED: dict[str, Callable[[Bench], Bench]] = {
-    "not announced": lambda bench: bench.with_shelf("stage_manifest", die, after=True),
-    "announced": lambda bench: bench.with_shelf("publish", die),
-    "announced, and gone since": lambda bench: bench.with_shelf("publish", die),
+    "not announced": lambda bench: bench.with_archive_store("stage_manifest", die, after=True),
+    "announced": lambda bench: bench.with_archive_store("publish", die),
+    "announced, and gone since": lambda bench: bench.with_archive_store("publish", die),
 }
 """What a maker that died has left for the next to adopt."""
 
@@ -145,7 +145,7 @@ def test_each_request_of_a_story_that_adopts_may_fail(
             FINISHED[left](direct).dies(run)
             maker: str = direct.document(run)["claim"]["token"]
             if "gone" in left:
-                direct.shelf.staged_archive(run.name, maker).unlink()
+                direct.archive_store.staged_archive(run.name, maker).unlink()
             return run, maker
 
         run, _ = leave("clean")
@@ -268,48 +268,50 @@ def test_daemons_survive_outages_at_any_step_and_a_bad_line(site: Site, couchdb_
     """Each outage lasts longer than the lease, and a fifth of all other requests fails in some way."""
     chance = seeded("outages")
     with FaultProxy(couchdb_database.url) as proxy:
-        hall = Hall(site, couchdb_database, proxy.url)
+        cluster = Cluster(site, couchdb_database, proxy.url)
         steps = ("claimed", "archive begun", "validating", "key staged", "manifest staged", "key named")
         proxy.plan = lambda _request: chance.choice(HARSH) if chance.random() < 0.2 else Fault.PASS
         for worker in ("worker_1", "worker_2", "worker_3"):
-            hall.start(worker)
+            cluster.start(worker)
         seconds = 0.0
         for number in range(OUTAGES):
-            name = hall.add_run(f"run_{number}", size=8_000_000)
-            await_step(hall, name, steps[number % len(steps)])
+            name = cluster.add_run(f"run_{number}", size=8_000_000)
+            await_step(cluster, name, steps[number % len(steps)])
             proxy.down()
             length = chance.uniform(2.0, 6.0)
             threading.Event().wait(length)
             proxy.up()
             seconds += length
-        hall.await_encrypted()
+        cluster.await_encrypted()
         faults = [fault for fault in proxy.faults.values() if fault is not Fault.PASS]
         proxy.plan = lambda _request: Fault.PASS
-        hall.stop_all()
-        hall.assert_whole()
-        say(f"{OUTAGES} outages of {seconds:.0f} s in all, {len(faults)} requests cut, {len(hall.runs)} runs, 0 lost")
+        cluster.stop_all()
+        cluster.assert_whole()
+        say(
+            f"{OUTAGES} outages of {seconds:.0f} s in all, {len(faults)} requests cut, {len(cluster.runs)} runs, 0 lost"
+        )
 
 
 def test_a_finished_archive_outlives_an_outage_and_a_kill(site: Site, couchdb_database: Database) -> None:
     with FaultProxy(couchdb_database.url) as proxy:
-        hall = Hall(site, couchdb_database, proxy.url)
-        hall.start().wait_ready()
+        cluster = Cluster(site, couchdb_database, proxy.url)
+        cluster.start().wait_ready()
         # The announcement is the first write that names an archive.
         proxy.plan = _down_at_the_announcement
-        name = hall.add_run("run_001")
-        await_step(hall, name, "manifest staged")
-        hall.daemons["worker_1"].wait_for_log("cannot publish yet")
+        name = cluster.add_run("run_001")
+        await_step(cluster, name, "manifest staged")
+        cluster.daemons["worker_1"].wait_for_log("cannot publish yet")
         (staged,) = site.archives.glob(".*.tar.gpg.partial")
-        hall.kill()
+        cluster.kill()
         proxy.plan = lambda _request: Fault.PASS
         proxy.up()
-        hall.start()
-        hall.await_encrypted()
-        recorded = hall.statusdb().get(name)
+        cluster.start()
+        cluster.await_encrypted()
+        recorded = cluster.statusdb().get(name)
         assert recorded is not None
         assert recorded["archive"]["token"] in staged.name, "it was not made again"
-        hall.stop_all()
-        hall.assert_whole()
+        cluster.stop_all()
+        cluster.assert_whole()
 
 
 def _down_at_the_announcement(request: Request) -> Fault:
@@ -319,16 +321,16 @@ def _down_at_the_announcement(request: Request) -> Fault:
 def test_after_an_outage_nobody_takes_a_run_from_its_living_holder(site: Site, couchdb_database: Database) -> None:
     """The others must not find the claim stale only because its holder could not renew while they could not look."""
     with FaultProxy(couchdb_database.url) as proxy:
-        hall = Hall(site, couchdb_database, proxy.url, max_concurrent_jobs=1)
+        cluster = Cluster(site, couchdb_database, proxy.url, max_concurrent_jobs=1)
         for worker in ("worker_1", "worker_2", "worker_3"):
-            hall.start(worker).wait_ready()
+            cluster.start(worker).wait_ready()
         for number in range(3):
-            name = hall.add_run(f"run_{number}", size=60_000_000)
-            await_step(hall, name, "archive begun")
+            name = cluster.add_run(f"run_{number}", size=60_000_000)
+            await_step(cluster, name, "archive begun")
             proxy.down()
-            threading.Event().wait(2 * hall.site.options["lease_seconds"])
+            threading.Event().wait(2 * cluster.site.options["lease_seconds"])
             proxy.up()
-            hall.await_encrypted()
-        hall.stop_all()
-        hall.assert_whole()
+            cluster.await_encrypted()
+        cluster.stop_all()
+        cluster.assert_whole()
         assert "took over" not in site.logs()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, assert_same_tree, gpg, wait_until
-from hall import Hall, mounted
-from workbench import Bench, no_pauses
+from cluster import Cluster, mounted
+from harness import Bench, no_pauses
+from sites import Site, assert_same_tree, gpg, wait_until
 
-from watcher.archiving import Outcome, Shelf
+from watcher.archiving import ArchiveStore, Outcome
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root]
 
@@ -62,7 +62,7 @@ def test_trouble_in_staging_costs_no_attempt_and_others_go_on(site: Site, mount:
         else:
             remount(place, "ro")
 
-    assert bench.with_shelf("staged_archive", spoil).work(big) is Outcome.RELEASED
+    assert bench.with_archive_store("staged_archive", spoil).work(big) is Outcome.RELEASED
     document = bench.document(big)
     assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
     assert site.debris() == []
@@ -106,7 +106,7 @@ def test_trouble_with_the_wrapped_keys_is_waited_for_and_the_archive_kept(
             remount(keys, "rw")
         yield from no_pauses()
 
-    assert replace(bench.with_shelf("stage_key", spoil), pauses=pauses).work(run) is Outcome.ENCRYPTED
+    assert replace(bench.with_archive_store("stage_key", spoil), pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["archive"]["token"] in archives[0], "it was not made again"
     assert bench.document(run)["failure_count"] == 0
     assert site.debris() == []
@@ -123,7 +123,7 @@ def test_trouble_at_publication_is_waited_for(site: Site, mount: Mount) -> None:
         remount(place, "rw")
         yield from no_pauses()
 
-    spoilt = bench.with_shelf("publish", lambda: remount(place, "ro"))
+    spoilt = bench.with_archive_store("publish", lambda: remount(place, "ro"))
     assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
     assert site.debris() == []
@@ -161,7 +161,7 @@ def test_a_full_home_of_gpgs_is_waited_for_and_the_archive_kept(site: Site, gpgs
         (gpgs_home / "filler").unlink()
         yield from no_pauses()
 
-    spoilt = bench.with_shelf("staged_archive", lambda: fill(gpgs_home))
+    spoilt = bench.with_archive_store("staged_archive", lambda: fill(gpgs_home))
     assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["archive"]["token"] in archives[0], "it was not made again"
     assert bench.document(run)["failure_count"] == 0
@@ -178,7 +178,7 @@ def test_debris_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount:
         raise KeyboardInterrupt  # whatever ends the attempt here
 
     with pytest.raises(KeyboardInterrupt):
-        bench.with_shelf("stage_key", spoil).work(run)
+        bench.with_archive_store("stage_key", spoil).work(run)
     assert site.debris() != []
     remount(place, "rw")
     assert bench.take_over(run) is Outcome.ENCRYPTED
@@ -188,8 +188,8 @@ def test_debris_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount:
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 def test_a_log_that_cannot_be_written_stops_nothing(site: Site, mount: Mount, trouble: str) -> None:
     place = mount(site.root / "log", "size=1m")
-    hall = Hall(site, log_file=str(place / "watcher.log"))
-    hall.start().wait_ready()
+    cluster = Cluster(site, log_file=str(place / "watcher.log"))
+    cluster.start().wait_ready()
     if trouble == "full":
         fill(place)
     else:
@@ -197,10 +197,10 @@ def test_a_log_that_cannot_be_written_stops_nothing(site: Site, mount: Mount, tr
         subprocess.run(["mount", "--bind", str(place), str(place)], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True, capture_output=True)
     try:
-        hall.add_run("run_001")
-        hall.await_encrypted()
-        hall.stop_all()
-        hall.assert_whole()
+        cluster.add_run("run_001")
+        cluster.await_encrypted()
+        cluster.stop_all()
+        cluster.assert_whole()
     finally:
         if trouble == "read-only":
             subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
@@ -208,17 +208,17 @@ def test_a_log_that_cannot_be_written_stops_nothing(site: Site, mount: Mount, tr
 
 def test_a_crowded_disk_makes_runs_wait_in_pending_until_there_is_room(site: Site, mount: Mount) -> None:
     place = mount(site.archives, "size=20m")
-    hall = Hall(site, minimum_free_space="5 MB")
+    cluster = Cluster(site, minimum_free_space="5 MB")
     site.configure(rescan_interval=0.5)
     filler = fill(place, leaving=6_000_000)
-    hall.start().wait_ready()
-    hall.add_run("run_001", size=4_000_000)
-    hall.daemons["worker_1"].wait_for_log("run_001: waits: ")
+    cluster.start().wait_ready()
+    cluster.add_run("run_001", size=4_000_000)
+    cluster.daemons["worker_1"].wait_for_log("run_001: waits: ")
     document = site.document("run_001")
     assert document is not None
     assert (document["status"], document["failure_count"]) == ("pending", 0)
     filler.unlink()
-    hall.await_encrypted()
-    hall.stop_all()
-    hall.assert_whole()
-    assert Shelf(site.archives, site.keys).is_published("run_001")
+    cluster.await_encrypted()
+    cluster.stop_all()
+    cluster.assert_whole()
+    assert ArchiveStore(site.archives, site.keys).is_published("run_001")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, assert_same_tree
 from failing_disk import Disk, failing_disk
 from fuse_server import Unavailable
-from workbench import Bench, no_pauses
+from harness import Bench, no_pauses
+from sites import Site, assert_same_tree
 
 from watcher.archiving import Outcome
 
@@ -48,7 +48,7 @@ def test_an_error_while_staging_removes_the_partial_file_and_costs_no_attempt(
     archives = disk(site.archives)
     bench = Bench.of(site)
     run = bench.ready_run()
-    failing = bench.with_shelf("staged_archive", lambda: archives.fail(operation, code=code))
+    failing = bench.with_archive_store("staged_archive", lambda: archives.fail(operation, code=code))
     assert failing.work(run) is Outcome.RELEASED
     document = bench.document(run)
     assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
@@ -65,7 +65,7 @@ def test_what_cannot_be_removed_is_left_for_the_next_claim_and_costs_no_attempt(
     archives = disk(site.archives)
     bench = Bench.of(site)
     run = bench.ready_run()
-    failing = bench.with_shelf(
+    failing = bench.with_archive_store(
         "staged_archive", lambda: archives.fail("write", "unlink", "rename")
     )  # libfuse renames an open file
     assert failing.work(run) is Outcome.RELEASED
@@ -86,7 +86,7 @@ def test_a_disk_without_hard_links_takes_archives_and_no_file_there_is_overwritt
     bench = Bench.of(site)
     run, hindered = bench.ready_run(), bench.ready_run("run_002")
     foreign = site.archives / "run_002.tar.gpg"
-    assert bench.with_shelf("publish", lambda: foreign.write_text("foreign")).work(hindered) is Outcome.FAILED
+    assert bench.with_archive_store("publish", lambda: foreign.write_text("foreign")).work(hindered) is Outcome.FAILED
     assert foreign.read_text() == "foreign"
     assert bench.document(hindered)["last_error"]["kind"] == "PublishFailed"
     assert bench.work(run) is Outcome.ENCRYPTED
@@ -106,7 +106,7 @@ def test_an_error_of_the_keys_disk_is_waited_for(site: Site, disk: Mounting, ope
         keys.fail()
         yield from no_pauses()
 
-    failing = bench.with_shelf("stage_key", lambda: keys.fail(operation))
+    failing = bench.with_archive_store("stage_key", lambda: keys.fail(operation))
     assert replace(failing, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
     assert site.debris() == []
@@ -129,7 +129,7 @@ def test_an_error_at_publication_is_waited_for_and_nothing_is_recorded_before(
         archives.fail()
         yield from no_pauses()
 
-    failing = bench.with_shelf("publish", lambda: archives.fail(operation))
+    failing = bench.with_archive_store("publish", lambda: archives.fail(operation))
     assert replace(failing, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert set(statuses) == {"processing"}
     assert bench.document(run)["failure_count"] == 0

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, Systemd, wait_until
+from barrier import Gate
+from cluster import Cluster
 from failing_disk import Disk, failing_disk
 from fuse_server import Unavailable
-from gate import Gate
-from hall import Hall
+from sites import Site, Systemd, wait_until
 
 from watcher.model import Document, Run
 
@@ -43,66 +43,66 @@ def test_a_worker_that_hangs_in_the_destination_loses_the_run_to_another_and_cha
 ) -> None:
     archives = disk(site.root / "archives_elsewhere", site.archives)
     site.environment["PATH"] = gate.path
-    hall = Hall(site, stall_limit=1)
-    sleeper = hall.start("worker_1", destination_path=str(archives.path)).wait_ready()
-    hall.add_run("run_001", size=300_000)
+    cluster = Cluster(site, stall_limit=1)
+    sleeper = cluster.start("worker_1", destination_path=str(archives.path)).wait_ready()
+    cluster.add_run("run_001", size=300_000)
     site.wait_for("run_001", "processing")
     archives.hang(operation)
     gate.open()
     wait_until(lambda: archives.hangs, f"{operation} hangs")
-    helper = hall.start("worker_2")
+    helper = cluster.start("worker_2")
     helper.wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
-    hall.await_encrypted()
-    finals = hall.finals()
+    cluster.await_encrypted()
+    finals = cluster.finals()
     archives.go_on()
     sleeper.wait_for_log("run_001: stopped: ")
-    hall.stop_all()
-    assert hall.finals() == finals
-    hall.assert_whole()
+    cluster.stop_all()
+    assert cluster.finals() == finals
+    cluster.assert_whole()
 
 
 def test_a_worker_whose_rescan_hangs_too_loses_its_run_all_the_same(site: Site, disk: Mounting, gate: Gate) -> None:
     archives = disk(site.root / "archives_elsewhere", site.archives)
     sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
     site.environment["PATH"] = gate.path
-    hall = Hall(site, stall_limit=1)
-    sleeper = hall.start("worker_1", destination_path=str(archives.path), rescan_interval="0.3 s").wait_ready()
-    hall.add_run("run_001", size=300_000)
+    cluster = Cluster(site, stall_limit=1)
+    sleeper = cluster.start("worker_1", destination_path=str(archives.path), rescan_interval="0.3 s").wait_ready()
+    cluster.add_run("run_001", size=300_000)
     site.wait_for("run_001", "processing")
     sequencer.hang("getattr")
     wait_until(lambda: sequencer.hangs, "the rescan hangs")
     archives.hang("write")
     gate.open()
     wait_until(lambda: archives.hangs, "the write hangs")
-    hall.start("worker_2").wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
-    hall.await_encrypted()
+    cluster.start("worker_2").wait_for_log("run_001: took over the stale claim of worker 'worker_1'")
+    cluster.await_encrypted()
     sequencer.go_on()
     archives.go_on()
     sleeper.wait_for_log("run_001: stopped: ")
-    hall.stop_all()
-    hall.assert_whole()
+    cluster.stop_all()
+    cluster.assert_whole()
 
 
 def test_a_rescan_that_hangs_keeps_no_run_of_another_sequencer_waiting_and_no_watchdog_unfed(
     site: Site, disk: Mounting, systemd: Systemd
 ) -> None:
     sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
-    hall = Hall(site, stall_limit=1)
+    cluster = Cluster(site, stall_limit=1)
     site.environment["NOTIFY_SOCKET"] = systemd.address
-    daemon = hall.start("worker_1", rescan_interval="0.3 s").wait_ready()
+    daemon = cluster.start("worker_1", rescan_interval="0.3 s").wait_ready()
     sequencer.hang("getattr")
     wait_until(lambda: sequencer.hangs, "the rescan hangs")
     assert "ERROR" in daemon.wait_for_log("a rescan does not end: look for a disk below")
-    hall.add_run("run_001")
-    hall.await_encrypted()
+    cluster.add_run("run_001")
+    cluster.await_encrypted()
     fed = systemd.count("WATCHDOG=1")
     wait_until(lambda: systemd.count("WATCHDOG=1") > fed + 1, "the watchdog to be fed")
     daemon.signal(signal.SIGTERM)
     daemon.wait_for_log("ended; ")
     sequencer.go_on()  # the kernel lets no process end that waits for FUSE
     assert daemon.wait() == 0
-    hall.daemons.clear()
-    hall.assert_whole()
+    cluster.daemons.clear()
+    cluster.assert_whole()
     assert daemon.log.count("a rescan does not end") == 1
 
 
@@ -112,15 +112,15 @@ def test_a_sequencer_that_hangs_keeps_no_lease_from_renewal_and_no_other_run_wai
 ) -> None:
     (site.root / "real_B" / "hung").mkdir(parents=True)
     sequencer = disk(site.sequencing / "sequencer_B", site.root / "real_B")
-    hall = Hall(site, max_concurrent_jobs=3)
+    cluster = Cluster(site, max_concurrent_jobs=3)
     site.configure(rescan_interval="1 h")
-    hung, failed = Run(sequencer.path / "hung"), Run(site.sequencing / "sequencer_A" / hall.add_run("run_002"))
-    statusdb, store = hall.statusdb(), site.store()
+    hung, failed = Run(sequencer.path / "hung"), Run(site.sequencing / "sequencer_A" / cluster.add_run("run_002"))
+    statusdb, store = cluster.statusdb(), site.store()
     statusdb.register([failed])
     store.put({**document(site, "run_002"), "status": "failed"})
     site.environment["PATH"] = gate.path
-    hall.start().wait_ready()
-    hall.add_run("run_001")
+    cluster.start().wait_ready()
+    cluster.add_run("run_001")
     site.wait_for("run_001", "processing")
     sequencer.hang("getattr")
     statusdb.register([hung])
@@ -137,10 +137,10 @@ def test_a_sequencer_that_hangs_keeps_no_lease_from_renewal_and_no_other_run_wai
     statusdb.retry("run_002")  # of which only the database tells
     site.wait_for("run_002", "processing")
     gate.open()
-    hall.await_encrypted()
+    cluster.await_encrypted()
     sequencer.go_on()
-    hall.stop_all()
-    hall.assert_whole()
+    cluster.stop_all()
+    cluster.assert_whole()
 
 
 def document(site: Site, name: str) -> Document:

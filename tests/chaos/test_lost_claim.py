@@ -6,9 +6,9 @@ import signal
 import time
 
 import pytest
+from cluster import Cluster, children_of, say, signal_all
 from couchdb_server import Database
-from facility import Site, wait_until
-from hall import Hall, children_of, say, signal_all
+from sites import Site, wait_until
 
 from watcher import model
 
@@ -23,14 +23,14 @@ def test_one_of_three_daemons_that_loses_its_claim_stops_within_seconds(
 ) -> None:
     """Leases are of five minutes: no renewal would tell in time."""
     shared: Database | None = request.getfixturevalue("couchdb_database") if database == "couchdb" else None
-    hall = Hall(site, shared)
+    cluster = Cluster(site, shared)
     site.configure(lease_seconds=300, max_concurrent_jobs=1, stall_limit=600)
     for worker in ("worker_1", "worker_2", "worker_3"):
-        hall.start(worker).wait_ready()
-    statusdb = hall.statusdb()
-    hall.add_run("run_001", size=50_000_000)
+        cluster.start(worker).wait_ready()
+    statusdb = cluster.statusdb()
+    cluster.add_run("run_001", size=50_000_000)
     holder = wait_until(lambda: (statusdb.get("run_001") or {}).get("claim") and statusdb.get("run_001"), "a claim")
-    daemon = hall.daemons[holder["worker_id"]]
+    daemon = cluster.daemons[holder["worker_id"]]
     wait_until(lambda: children_of(daemon.pid, "tar"), "tar runs")
     signal_all(children_of(daemon.pid, "tar"), signal.SIGSTOP)
 
@@ -38,7 +38,7 @@ def test_one_of_three_daemons_that_loses_its_claim_stops_within_seconds(
         document = statusdb.get("run_001")
         assert document is not None
         assert model.status_of(document) is model.Status.PROCESSING
-        return statusdb.claim(model.Run(hall.runs["run_001"]), "intruder", document) is not None
+        return statusdb.claim(model.Run(cluster.runs["run_001"]), "intruder", document) is not None
 
     wait_until(take, "the claim is taken away")
     taken_at = time.monotonic()
@@ -50,4 +50,4 @@ def test_one_of_three_daemons_that_loses_its_claim_stops_within_seconds(
     document = statusdb.get("run_001")
     assert document is not None
     assert (document["worker_id"], document["failure_count"]) == ("intruder", 0)
-    hall.stop_all()
+    cluster.stop_all()

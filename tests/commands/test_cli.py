@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from couchdb_server import Database, free_port
-from facility import COMMAND, Site, keyring, make_key, wait_until
-from host import inotify_limit
+from machine import inotify_limit
+from sites import COMMAND, Site, keyring, make_key, wait_until
 
 from watcher.errors import NoSpace
 from watcher.model import Run

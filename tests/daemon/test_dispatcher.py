@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from facility import PATIENCE_SECONDS, wait_until
+from sites import PATIENCE_SECONDS, wait_until
 
 from watcher.daemon.dispatcher import AWAY_SECONDS, Dispatcher
 from watcher.errors import StatusDBUnavailable
@@ -84,10 +84,10 @@ class Bench:
         self.clock = Clock()
         self.dispatcher = Dispatcher(self.works, jobs, self.clock)
 
-    def offer(self, *names: str, stale_rev: str | None = None) -> None:
+    def submit(self, *names: str, stale_rev: str | None = None) -> None:
         """Offer runs of these names."""
         for name in names:
-            self.dispatcher.offer(run(name), stale_rev)
+            self.dispatcher.submit(run(name), stale_rev)
 
     def drain(self) -> None:
         """Let all end, and wait for it."""
@@ -115,7 +115,7 @@ def _ended(bench: Bench) -> object:
 
 def test_no_more_runs_are_worked_on_than_there_are_jobs(bench: Bench) -> None:
     names = [f"run_{number}" for number in range(20)]
-    bench.offer(*names)
+    bench.submit(*names)
     bench.works.wait_until_begun(JOBS)
     assert bench.dispatcher.counts() == (JOBS, 18)
     bench.drain()
@@ -126,7 +126,7 @@ def test_no_more_runs_are_worked_on_than_there_are_jobs(bench: Bench) -> None:
 @pytest.mark.parametrize("jobs", [1, 5])
 def test_as_many_runs_are_worked_on_as_there_are_jobs(jobs: int) -> None:
     bench = Bench(jobs)
-    bench.offer(*(f"run_{number}" for number in range(10)))
+    bench.submit(*(f"run_{number}" for number in range(10)))
     bench.works.wait_until_begun(jobs)
     assert bench.dispatcher.counts() == (jobs, 10 - jobs)
     bench.drain()
@@ -136,7 +136,7 @@ def test_as_many_runs_are_worked_on_as_there_are_jobs(jobs: int) -> None:
 
 def test_runs_are_begun_in_the_order_in_which_they_were_offered(bench: Bench) -> None:
     names = [f"run_{number}" for number in range(6)]
-    bench.offer(*names)
+    bench.submit(*names)
     for count in range(JOBS, 6):
         begun = bench.works.wait_until_begun(count)
         bench.works.end(begun[count - JOBS])
@@ -145,16 +145,16 @@ def test_runs_are_begun_in_the_order_in_which_they_were_offered(bench: Bench) ->
 
 
 def test_a_run_offered_many_times_before_it_begins_is_begun_once(bench: Bench) -> None:
-    bench.offer("a", "b", *["c"] * 10)
+    bench.submit("a", "b", *["c"] * 10)
     assert bench.dispatcher.counts() == (2, 1)
     bench.drain()
     assert sorted(name for name, _ in bench.works.begun) == ["a", "b", "c"]
 
 
 def test_a_run_offered_again_while_it_is_worked_on_is_begun_once_more_afterwards(bench: Bench) -> None:
-    bench.offer("a")
+    bench.submit("a")
     bench.works.wait_until_begun(1)
-    bench.offer("a", "a", "a")
+    bench.submit("a", "a", "a")
     assert bench.dispatcher.counts() == (1, 1)
     bench.works.end("a")
     bench.works.wait_until_begun(2)
@@ -164,23 +164,23 @@ def test_a_run_offered_again_while_it_is_worked_on_is_begun_once_more_afterwards
 
 
 def test_a_run_that_waits_for_itself_keeps_no_other_from_a_free_thread(bench: Bench) -> None:
-    bench.offer("a")
+    bench.submit("a")
     bench.works.wait_until_begun(1)
-    bench.offer("a", "b")
+    bench.submit("a", "b")
     assert bench.works.wait_until_begun(2) == ["a", "b"]
     assert bench.dispatcher.counts() == (2, 1)
 
 
 def test_all_runs_worked_on_and_offered_again_leave_none_behind(bench: Bench) -> None:
-    bench.offer("a", "b")
+    bench.submit("a", "b")
     bench.works.wait_until_begun(2)
-    bench.offer("a", "b", "c", "d", "e")
+    bench.submit("a", "b", "c", "d", "e")
     bench.drain()
     assert Counter(name for name, _ in bench.works.begun) == Counter("aabbcde")
 
 
 def test_a_stale_claims_revision_reaches_the_worker(bench: Bench) -> None:
-    bench.offer("a", stale_rev="3-abc")
+    bench.submit("a", stale_rev="3-abc")
     bench.drain()
     assert bench.works.begun == [("a", "3-abc")]
 
@@ -188,7 +188,7 @@ def test_a_stale_claims_revision_reaches_the_worker(bench: Bench) -> None:
 def test_many_threads_may_offer_at_once(bench: Bench) -> None:
     bench.works.end_all()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: bench.offer(f"run_{number % 50}"), range(400)))
+        list(pool.map(lambda number: bench.submit(f"run_{number % 50}"), range(400)))
     bench.drain()
     assert {name for name, _ in bench.works.begun} == {f"run_{number}" for number in range(50)}
     assert (bench.works.twice, bench.works.most_at_once <= JOBS) == ([], True)
@@ -197,8 +197,8 @@ def test_many_threads_may_offer_at_once(bench: Bench) -> None:
 
 def test_a_deferred_run_is_begun_when_its_time_has_come_and_not_before(bench: Bench) -> None:
     bench.works.end_all()
-    bench.dispatcher.offer_later(run("a"), 60)
-    bench.dispatcher.offer_later(run("b"), 90)
+    bench.dispatcher.submit_later(run("a"), 60)
+    bench.dispatcher.submit_later(run("b"), 90)
     assert bench.dispatcher.release_due() == 60
     bench.clock.seconds += 59
     assert bench.dispatcher.release_due() == 1
@@ -215,8 +215,8 @@ def test_a_deferred_run_is_begun_when_its_time_has_come_and_not_before(bench: Be
 
 def test_a_deferred_run_that_is_offered_is_begun_once(bench: Bench) -> None:
     bench.works.end_all()
-    bench.dispatcher.offer_later(run("a"), 60)
-    bench.offer("a")
+    bench.dispatcher.submit_later(run("a"), 60)
+    bench.submit("a")
     bench.clock.seconds += 60
     assert bench.dispatcher.release_due() is None
     bench.drain()
@@ -228,7 +228,7 @@ def test_a_run_that_could_not_be_claimed_for_the_database_is_deferred(
 ) -> None:
     bench.works.end_all()
     bench.works.errors["a"] = StatusDBUnavailable("nobody answers")
-    bench.offer("a")
+    bench.submit("a")
     bench.drain()
     assert bench.dispatcher.release_due() == AWAY_SECONDS
     [record] = caplog.records
@@ -250,7 +250,7 @@ def test_a_bug_in_the_work_is_shown_and_costs_no_thread(
 ) -> None:
     bench.works.end_all()
     bench.works.errors = {f"bad_{number}": bug for number in range(5)}
-    bench.offer(*bench.works.errors, "good")
+    bench.submit(*bench.works.errors, "good")
     bench.drain()
     assert len(bench.works.begun) == 6
     assert bench.dispatcher.outcomes() == Counter(error=5, encrypted=1)
@@ -260,18 +260,18 @@ def test_a_bug_in_the_work_is_shown_and_costs_no_thread(
 
 def test_outcomes_are_counted(bench: Bench) -> None:
     bench.works.errors["b"] = StatusDBUnavailable("away")
-    bench.offer("a", "b", "c")
+    bench.submit("a", "b", "c")
     bench.drain()
     assert bench.dispatcher.outcomes() == Counter(encrypted=2, error=1)
 
 
 def test_a_closed_dispatcher_begins_nothing_and_lets_what_runs_go_on(bench: Bench) -> None:
-    bench.offer("a", "b", "c")
+    bench.submit("a", "b", "c")
     bench.works.wait_until_begun(2)
-    bench.dispatcher.offer_later(run("d"), 0)
+    bench.dispatcher.submit_later(run("d"), 0)
     bench.dispatcher.close()
-    bench.offer("e")
-    bench.dispatcher.offer_later(run("f"), 0)
+    bench.submit("e")
+    bench.dispatcher.submit_later(run("f"), 0)
     assert bench.dispatcher.release_due() is None
     assert bench.dispatcher.counts() == (2, 0)
     bench.works.end("a", "b")
@@ -282,7 +282,7 @@ def test_a_closed_dispatcher_begins_nothing_and_lets_what_runs_go_on(bench: Benc
 
 def test_a_shutdown_waits_for_what_runs() -> None:
     bench = Bench(jobs=1)
-    bench.offer("a")
+    bench.submit("a")
     bench.works.wait_until_begun(1)
     ending = threading.Thread(target=bench.dispatcher.shutdown)
     ending.start()
@@ -295,12 +295,12 @@ def test_a_shutdown_waits_for_what_runs() -> None:
 
 
 def _takes_offers(bench: Bench) -> bool:
-    bench.offer("b")
+    bench.submit("b")
     return bench.dispatcher.counts()[1] > 0
 
 
 def test_draining_ends_when_nothing_waits_and_nothing_runs(bench: Bench) -> None:
-    bench.offer("a", "b", "c")
+    bench.submit("a", "b", "c")
     with ThreadPoolExecutor(1) as pool:
         draining = pool.submit(bench.dispatcher.drain)
         bench.works.wait_until_begun(2)
@@ -313,7 +313,7 @@ def test_draining_ends_when_nothing_waits_and_nothing_runs(bench: Bench) -> None
 
 
 def test_draining_ends_when_a_stop_leaves_what_waits(bench: Bench) -> None:
-    bench.offer("a", "b", "c")
+    bench.submit("a", "b", "c")
     with ThreadPoolExecutor(1) as pool:
         draining = pool.submit(bench.dispatcher.drain)
         bench.works.wait_until_begun(2)

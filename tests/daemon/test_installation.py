@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from facility import wait_until
+from sites import wait_until
 from systemd_container import PYTHON_3_14, Container, Tree, Unavailable, debian_tree
 from test_readme import block
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Daemon, Site, Systemd, assert_same_tree, wait_until
-from gate import Gate
-from host import limited_command, require_namespace
-from mishap import prefix
-from workbench import Bench, die
+from barrier import Gate
+from faults import prefix
+from harness import Bench, die
+from machine import limited_command, require_namespace
+from sites import Daemon, Site, Systemd, assert_same_tree, wait_until
 
 from watcher.model import Document, Run
 from watcher.source import SENTINEL
@@ -240,7 +240,7 @@ def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd:
     assert [text for text in before_ready if "WATCHDOG=1" in text]
 
 
-@pytest.mark.parametrize("name", ["lease", "stalls", "rescan", "changes", "intake", "worker_0"])
+@pytest.mark.parametrize("name", ["lease", "stalls", "rescan", "changes", "registrar", "worker_0"])
 def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
     site.configure(lease_seconds=1)
     daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()
@@ -250,7 +250,7 @@ def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Sys
     wait_until(lambda: any("0 running" in told for told in systemd.listen()[before:]), "the pool to have nothing to do")
     daemon.signal(signal.SIGUSR1)
     daemon.wait_for_log(f"'{name}' is to end")
-    site.complete(site.make_run("run_002"))  # a thread of the pool, or the intake's, ends when it is to work again
+    site.complete(site.make_run("run_002"))  # a thread of the pool, or the registrar's, ends when it is to work again
     line = daemon.wait_for_log(f"threads have died: {name}; systemd will restart us")
     assert "CRITICAL" in line
     fed = systemd.count("WATCHDOG=1")

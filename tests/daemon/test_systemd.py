@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from facility import Systemd
-from host import no_descriptors
+from machine import no_descriptors
+from sites import Systemd
 
 from watcher.daemon import Notifier
 

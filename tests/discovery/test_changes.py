@@ -20,9 +20,9 @@ from urllib.parse import quote
 import pytest
 import requests
 from couchdb_server import Database, PouchServer, Unavailable
-from facility import Site, never_stop, wait_until
 from fault_proxy import Client, Fault, FaultProxy, Request, head
-from host import (
+from faults import prefix
+from machine import (
     inotify_inodes,
     inotify_limit,
     limited_command,
@@ -31,7 +31,7 @@ from host import (
     require_namespace,
     unmount,
 )
-from mishap import prefix
+from sites import Site, never_stop, wait_until
 
 from watcher import model
 from watcher.discovery import Feed

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from host import mounted, no_descriptors
+from machine import mounted, no_descriptors
 
 from watcher.discovery import Places, file_system_type, network_places
 

@@ -1,4 +1,4 @@
-"""The observer on the real file system: which sightings come, and which directories the kernel watches then."""
+"""The observer on the real file system: which observations come, and which directories the kernel watches then."""
 
 import ctypes
 import logging
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from facility import PATIENCE_SECONDS, wait_until
-from host import (
+from machine import (
     as_nobody,
     inotify_inodes,
     inotify_limit,
@@ -25,16 +24,17 @@ from host import (
     mounted,
     unmount,
 )
+from sites import PATIENCE_SECONDS, wait_until
 
 from watcher.discovery import Observer
 from watcher.model import Run
-from watcher.source import SENTINEL, Sighting, State
+from watcher.source import SENTINEL, Observation, State
 
 IN_MODIFY, IN_ATTRIB = 0x2, 0x4
 OBSERVER_THREADS = 3
 MARKER = "marker/run"
 
-Sightings = list[tuple[str, State]]
+Observations = list[tuple[str, State]]
 
 
 class Watch:
@@ -42,17 +42,17 @@ class Watch:
 
     def __init__(self, root: Path, **options: Any) -> None:
         self.root = root
-        self.told: list[Sighting] = []
+        self.told: list[Observation] = []
         self.lost: list[str] = []
         self.on_lost: Callable[[str], None] = self.lost.append
         self.handles = True
-        self.observer = Observer(root, self._sighted, self._lost, **{"close_seconds": 3600.0, **options})
+        self.observer = Observer(root, self._observed, self._lost, **{"close_seconds": 3600.0, **options})
         self._marks = 0
 
-    def _sighted(self, sighting: Sighting) -> None:
-        self.told.append(sighting)
-        if sighting.state is State.READY and self.handles:
-            self.observer.handled(sighting.run.path)  # as the intake does
+    def _observed(self, observation: Observation) -> None:
+        self.told.append(observation)
+        if observation.state is State.READY and self.handles:
+            self.observer.stop_watching(observation.run.path)  # as the registrar does
 
     def _lost(self, why: str) -> None:
         self.on_lost(why)
@@ -66,12 +66,12 @@ class Watch:
 
     def sweep(self) -> dict[str, State]:
         """Do a sweep; return each run's state."""
-        found = {self.name(sighting): sighting.state for sighting in self.observer.sweep()}
+        found = {self.name(observation): observation.state for observation in self.observer.sweep()}
         found.pop(MARKER, None)
         return found
 
-    def name(self, sighting: Sighting) -> str:
-        return str(sighting.run.path.relative_to(self.root))
+    def name(self, observation: Observation) -> str:
+        return str(observation.run.path.relative_to(self.root))
 
     def flush(self) -> None:
         """Return when every event so far has been told, but for what still has to settle."""
@@ -79,20 +79,24 @@ class Watch:
         sentinel = self.root / MARKER / SENTINEL
         sentinel.write_text(f"{self._marks}\n")  # an exit code: held, so it stays watched
         reason = f"code {self._marks}:"
-        wait_until(lambda: any(reason in sighting.reason for sighting in list(self.told)), "the marker to be told")
+        wait_until(
+            lambda: any(reason in observation.reason for observation in list(self.told)), "the marker to be told"
+        )
 
-    def sightings(self) -> Sightings:
+    def observations(self) -> Observations:
         """Return what was told about runs, after a flush."""
         self.flush()
-        return [(self.name(sighting), sighting.state) for sighting in self.told if self.name(sighting) != MARKER]
+        return [
+            (self.name(observation), observation.state) for observation in self.told if self.name(observation) != MARKER
+        ]
 
-    def wait_for(self, run: str, state: State = State.READY) -> Sightings:
-        """Wait for a sighting; return all of them."""
+    def wait_for(self, run: str, state: State = State.READY) -> Observations:
+        """Wait for a observation; return all of them."""
         wait_until(
-            lambda: (run, state) in [(self.name(sighting), sighting.state) for sighting in list(self.told)],
+            lambda: (run, state) in [(self.name(observation), observation.state) for observation in list(self.told)],
             f"'{run}' to be told as {state}",
         )
-        return self.sightings()
+        return self.observations()
 
     def watched(self) -> set[str]:
         """Return the directories that the kernel watches, without the marker's; the observer must count them right."""
@@ -216,7 +220,7 @@ def test_a_held_sentinel_is_told_each_time_and_ready_when_it_is_rewritten_to_0(w
     shell(watch.root, "echo 23 > A/run/$S")
     assert watch.wait_for("A/run", State.HELD) == [("A/run", State.HELD)]
     shell(watch.root, "echo 12 > A/run/$S")
-    assert watch.sightings() == [("A/run", State.HELD)] * 2
+    assert watch.observations() == [("A/run", State.HELD)] * 2
     assert "A/run" in watch.watched()
     shell(watch.root, "echo 0 > A/run/$S")
     assert watch.wait_for("A/run") == [("A/run", State.HELD), ("A/run", State.HELD), ("A/run", State.READY)]
@@ -279,7 +283,7 @@ def test_a_sentinel_that_is_a_directory_or_a_pipe_is_told_as_unusable(watch: Wat
 def test_other_files_in_a_run_are_not_told(watch: Watch) -> None:
     shell(watch.root, "for i in 1 2 3; do echo $i >> A/run/transfer.log; touch A/run/$S.$i; done; mkdir A/run/sub")
     shell(watch.root, "echo 0 > A/run/sub/$S; echo 0 > A/$S; echo 0 > $S")
-    assert watch.sightings() == []
+    assert watch.observations() == []
     assert watch.watched() == {".", "A", "B", "A/run"}
 
 
@@ -360,7 +364,7 @@ def test_a_run_is_told_however_it_arrives(watch: Watch, script: str, ready: str,
 )
 def test_what_has_left_the_tree_is_neither_told_nor_watched(watch: Watch, script: str, watched: set[str]) -> None:
     shell(watch.root, script)
-    assert watch.sightings() == []
+    assert watch.observations() == []
     assert watch.watched() == watched
 
 
@@ -516,7 +520,7 @@ def test_a_root_that_is_a_link_is_watched_where_it_leads(root: Path, observe: Ob
 def test_ignored_names_are_neither_told_nor_watched(root: Path, observe: Observe) -> None:
     watch = observe(root, ignore=("nosync", "B")).start()
     shell(root, "mkdir -p nosync/run A/nosync B/run; for run in nosync/run A/nosync B/run; do echo 0 > $run/$S; done")
-    assert watch.sightings() == []
+    assert watch.observations() == []
     watch.sweep()
     assert watch.watched() == {".", "A", "A/run"}
 
@@ -526,7 +530,7 @@ def test_ignored_names_are_neither_told_nor_watched(root: Path, observe: Observe
 
 def test_watches_are_on_root_sequencers_and_open_runs_whatever_lies_in_the_runs(watch: Watch) -> None:
     shell(watch.root, "mkdir -p A/run/Data/L00{1,2,3,4}/C{1..50} B/r{1..100}/Data/L001; touch B/r{1..90}/$S")
-    wait_until(lambda: len(set(watch.sightings())) == 90, "all ready runs to be told")
+    wait_until(lambda: len(set(watch.observations())) == 90, "all ready runs to be told")
     assert watch.watched() == {".", "A", "B", "A/run"} | {f"B/r{number}" for number in range(91, 101)}
     watch.sweep()
     assert watch.watched() == {".", "A", "B", "A/run"} | {f"B/r{number}" for number in range(91, 101)}
@@ -901,9 +905,9 @@ def test_an_observer_that_starts_without_its_root_finds_it_later(tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("callback", ["on_sighting", "on_lost"])
+@pytest.mark.parametrize("callback", ["on_observation", "on_lost"])
 def test_a_thread_that_dies_of_an_exception_is_noticed_and_a_restart_mends_it(root: Path, callback: str) -> None:
-    """`on_sighting` is called by the thread that dispatches, `on_lost` by the one that reads inotify."""
+    """`on_observation` is called by the thread that dispatches, `on_lost` by the one that reads inotify."""
     broken = threading.Event()
     broken.set()
     told = []
@@ -913,11 +917,11 @@ def test_a_thread_that_dies_of_an_exception_is_noticed_and_a_restart_mends_it(ro
             raise RuntimeError(callback)
         told.append(what)
 
-    calls = {"on_sighting": told.append, "on_lost": told.append} | {callback: call}
-    observer = Observer(root, calls["on_sighting"], calls["on_lost"])
+    calls = {"on_observation": told.append, "on_lost": told.append} | {callback: call}
+    observer = Observer(root, calls["on_observation"], calls["on_lost"])
     observer.start()
     list(observer.sweep())
-    if callback == "on_sighting":
+    if callback == "on_observation":
         shell(root, "echo 0 > A/run/$S")
     else:
         shell(root, "mv ../sequencing ../away; cp -a ../away ../sequencing")
@@ -942,7 +946,7 @@ def test_an_observer_that_was_not_started_or_is_stopped_is_not_alive(root: Path,
     watch.observer.stop()
     assert not watch.observer.is_alive()
     watch.observer.stop()
-    watch.observer.handled(root / "A" / "run")
+    watch.observer.stop_watching(root / "A" / "run")
 
 
 def test_a_run_may_be_handled_while_the_observer_is_started_anew(watch: Watch) -> None:
@@ -951,7 +955,7 @@ def test_a_run_may_be_handled_while_the_observer_is_started_anew(watch: Watch) -
     def handle() -> None:
         try:
             while not ended.is_set():
-                watch.observer.handled(watch.root / "A" / "run")
+                watch.observer.stop_watching(watch.root / "A" / "run")
         except Exception as error:  # noqa: BLE001  # the thread's, for the test to show
             failures.append(error)
 
@@ -1053,7 +1057,7 @@ for number in range(2000):
 def test_runs_made_as_fast_as_can_be_are_all_told_by_events_alone(watch: Watch) -> None:
     subprocess.run([sys.executable, "-c", MAKER, str(watch.root / "B"), SENTINEL], check=True)
     wait_until(lambda: len({watch.name(one) for one in list(watch.told)}) >= 2000, "all runs to be told")
-    assert set(watch.sightings()) == {(f"B/made_{number}", State.READY) for number in range(2000)}
+    assert set(watch.observations()) == {(f"B/made_{number}", State.READY) for number in range(2000)}
     assert watch.watched() == {".", "A", "B", "A/run"}
 
 
@@ -1072,7 +1076,7 @@ def test_no_sentinel_is_missed_while_sweeps_and_events_run_at_once(root: Path, o
     sweeping.join()
     ready = {run for run, state in watch.sweep().items() if state is State.READY}
     assert len(ready) == 400
-    told = {run for run, _ in watch.sightings()}
+    told = {run for run, _ in watch.observations()}
     assert told <= ready
     assert watch.watched() == {".", "A", "B", "A/run", *(f"S{number}" for number in range(7))}
 

@@ -1,4 +1,4 @@
-"""From sightings to registered runs, on a real SQLite file."""
+"""From observations to registered runs, on a real SQLite file."""
 
 import logging
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from facility import PATIENCE_SECONDS, never_stop, wait_until
+from sites import PATIENCE_SECONDS, never_stop, wait_until
 
-from watcher.discovery import Intake, Noticed
+from watcher.discovery import Noticed, Registrar
 from watcher.discovery.registration import BATCH
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, path_of
-from watcher.source import SENTINEL, Policy, Rules, Sighting, State, hold, inspect
+from watcher.source import SENTINEL, Observation, Policy, Rules, State, hold, inspect
 from watcher.statusdb import SQLiteStore, StatusDB
 
 ROOT = Path("/data/sequencing")
@@ -78,26 +78,26 @@ class Impatient(threading.Event):
 
 
 class Desk:
-    """An intake, its store, and what it hands on."""
+    """An registrar, its store, and what it hands on."""
 
     def __init__(self, path: Path) -> None:
         self.store = CountingStore(path)
         self.statusdb = StatusDB(self.store, lambda seconds: False, pauses_seconds=())
         self.statusdb.prepare()
         self.offered: list[str] = []
-        self.handled: list[Path] = []
+        self.stop_watching: list[Path] = []
         self.metrics = Metrics()
-        self.intake = Intake(self.statusdb, self._offer, self.handled.append, self.metrics)
+        self.registrar = Registrar(self.statusdb, self._submit, self.stop_watching.append, self.metrics)
 
-    def _offer(self, document: Document) -> None:
-        self.intake.is_here(Run(path_of(document)), "pending")  # as the service does
+    def _submit(self, document: Document) -> None:
+        self.registrar.is_here(Run(path_of(document)), "pending")  # as the service does
         self.offered.append(document["_id"])
 
-    def rescan(self, *sightings: Sighting) -> int:
-        return self.intake.take(sightings, Noticed.RESCAN)
+    def rescan(self, *observations: Observation) -> int:
+        return self.registrar.register(observations, Noticed.RESCAN)
 
-    def event(self, *sightings: Sighting) -> int:
-        return self.intake.take(sightings, Noticed.EVENT)
+    def event(self, *observations: Observation) -> int:
+        return self.registrar.register(observations, Noticed.EVENT)
 
 
 @pytest.fixture
@@ -107,23 +107,25 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.store.close()
 
 
-def sighting(name: str = "run_001", state: State = State.READY, reason: str = "", sequencer: str = "A") -> Sighting:
-    return Sighting(Run(ROOT / sequencer / name), state, reason)
+def observation(
+    name: str = "run_001", state: State = State.READY, reason: str = "", sequencer: str = "A"
+) -> Observation:
+    return Observation(Run(ROOT / sequencer / name), state, reason)
 
 
-def many(count: int) -> list[Sighting]:
-    return [sighting(f"run_{number:05}") for number in range(count)]
+def many(count: int) -> list[Observation]:
+    return [observation(f"run_{number:05}") for number in range(count)]
 
 
 def test_a_ready_run_becomes_a_pending_document_and_is_offered(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert desk.event(sighting()) == 1
+    assert desk.event(observation()) == 1
     document = desk.statusdb.get("run_001")
     assert document is not None
     assert (document["status"], document["path"]) == ("pending", "/data/sequencing/A/run_001")
     assert document["failure_count"] == 0
     assert desk.offered == ["run_001"]
-    assert desk.handled == [ROOT / "A" / "run_001"]
+    assert desk.stop_watching == [ROOT / "A" / "run_001"]
     assert desk.metrics.counts() == {"noticed_by_event": 1}
     assert caplog.messages == ["registered '/data/sequencing/A/run_001', noticed by event"]
     assert vars(caplog.records[0])["run"] == "run_001"
@@ -134,45 +136,45 @@ def test_a_run_is_handled_before_it_is_offered(tmp_path: Path) -> None:
     store = CountingStore(tmp_path / "status.db")
     store.prepare()
     done: list[str] = []
-    intake = Intake(
+    registrar = Registrar(
         StatusDB(store, lambda seconds: False),
         lambda document: done.append("offered"),
         lambda path: done.append("handled"),
         Metrics(),
     )
-    intake.take([sighting()], Noticed.EVENT)
+    registrar.register([observation()], Noticed.EVENT)
     assert done == ["handled", "offered"]
     store.close()
 
 
 def test_a_run_that_is_sighted_again_is_offered_again_but_not_registered_again(desk: Desk) -> None:
-    desk.event(sighting(), sighting())
+    desk.event(observation(), observation())
     before = desk.statusdb.get("run_001")
-    desk.event(sighting())
+    desk.event(observation())
     assert desk.statusdb.get("run_001") == before
     assert desk.offered == ["run_001"] * 2
     assert desk.metrics.counts() == {"noticed_by_event": 1}
 
 
 def test_a_run_that_is_done_is_not_offered(desk: Desk) -> None:
-    desk.event(sighting())
+    desk.event(observation())
     document = desk.statusdb.get("run_001")
     assert document is not None
     desk.store.put({**document, "status": "encrypted"})
     desk.offered.clear()
-    desk.event(sighting())
+    desk.event(observation())
     assert desk.offered == []
-    assert desk.handled == [ROOT / "A" / "run_001"] * 2
+    assert desk.stop_watching == [ROOT / "A" / "run_001"] * 2
 
 
 @pytest.mark.parametrize("state", [State.ABSENT, State.UNSETTLED])
 def test_a_run_that_is_not_complete_leads_to_nothing(
     desk: Desk, state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk.event(sighting(state=state))
-    assert desk.rescan(sighting(state=state)) == 1
+    desk.event(observation(state=state))
+    assert desk.rescan(observation(state=state)) == 1
     assert desk.store.calls == []
-    assert desk.handled == []
+    assert desk.stop_watching == []
     assert caplog.messages == []
 
 
@@ -200,26 +202,26 @@ def test_a_new_process_asks_for_registered_runs_once_and_writes_nothing(desk: De
 def test_a_run_whose_document_is_deleted_is_registered_again_by_the_rescan_after_the_news(
     desk: Desk, tmp_path: Path
 ) -> None:
-    desk.rescan(sighting("one"), sighting("two"))
+    desk.rescan(observation("one"), observation("two"))
     with sqlite3.connect(tmp_path / "status.db") as connection:
         connection.execute("delete from documents")
-    desk.intake.forget("one")
-    desk.rescan(sighting("one"), sighting("two"))
+    desk.registrar.forget("one")
+    desk.rescan(observation("one"), observation("two"))
     assert desk.statusdb.get("one") is not None
     assert desk.statusdb.get("two") is None
-    desk.intake.forget_all()
-    desk.rescan(sighting("one"), sighting("two"))
+    desk.registrar.forget_all()
+    desk.rescan(observation("one"), observation("two"))
     assert desk.statusdb.get("two") is not None
 
 
-def forget_one(intake: Intake) -> None:
-    intake.forget("run_00001")
+def forget_one(registrar: Registrar) -> None:
+    registrar.forget("run_00001")
 
 
-@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+@pytest.mark.parametrize("forget", [forget_one, Registrar.forget_all])
 @pytest.mark.parametrize("status", ["pending", "encrypted"])
 def test_a_deletion_that_is_heard_between_an_answer_and_its_taking_is_not_forgotten(
-    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None], status: str
+    desk: Desk, tmp_path: Path, forget: Callable[[Registrar], None], status: str
 ) -> None:
     desk.rescan(*many(3))
     document = desk.statusdb.get("run_00001")
@@ -229,7 +231,7 @@ def test_a_deletion_that_is_heard_between_an_answer_and_its_taking_is_not_forgot
 
     def delete() -> None:
         delete_by_hand(tmp_path / "status.db", "run_00001")
-        forget(restarted.intake)
+        forget(restarted.registrar)
 
     restarted.store.after_get = delete
     restarted.rescan(*many(3))
@@ -243,14 +245,14 @@ def test_a_deletion_that_is_heard_between_an_answer_and_its_taking_is_not_forgot
     restarted.store.close()
 
 
-@pytest.mark.parametrize("forget", [forget_one, Intake.forget_all])
+@pytest.mark.parametrize("forget", [forget_one, Registrar.forget_all])
 def test_a_new_document_whose_deletion_is_heard_before_its_own_registration_has_ended_is_not_forgotten(
-    desk: Desk, tmp_path: Path, forget: Callable[[Intake], None]
+    desk: Desk, tmp_path: Path, forget: Callable[[Registrar], None]
 ) -> None:
     def delete(name: str) -> None:
         if name == "run_00001":
             delete_by_hand(tmp_path / "status.db", name)
-            forget(desk.intake)
+            forget(desk.registrar)
 
     desk.store.after_insert = delete
     desk.rescan(*many(3))
@@ -265,11 +267,11 @@ def test_a_pending_document_that_was_read_before_its_deletion_was_heard_is_regis
 ) -> None:
     run = Run(tmp_path / "run_001")
     run.path.mkdir()
-    desk.rescan(Sighting(run, State.READY))
+    desk.rescan(Observation(run, State.READY))
     delete_by_hand(tmp_path / "status.db", "run_001")
-    desk.intake.forget("run_001")
-    assert desk.intake.is_here(run, "pending")
-    desk.rescan(Sighting(run, State.READY))
+    desk.registrar.forget("run_001")
+    assert desk.registrar.is_here(run, "pending")
+    desk.rescan(Observation(run, State.READY))
     assert desk.statusdb.get("run_001") is not None
 
 
@@ -282,7 +284,7 @@ def delete_by_hand(database: Path, name: str) -> None:
 def test_two_runs_of_one_name_are_an_error_that_names_both_and_the_first_keeps_its_document(
     desk: Desk, between: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    both = [sighting("same", sequencer="A"), *many(between), sighting("same", sequencer="B")]
+    both = [observation("same", sequencer="A"), *many(between), observation("same", sequencer="B")]
     desk.rescan(*both)
     desk.rescan(*both)
     desk.event(both[-1])
@@ -309,13 +311,13 @@ def test_of_a_collision_with_a_run_that_is_not_there_and_has_no_archive_it_is_sa
     desk: Desk, tmp_path: Path, is_there: bool, status: str, is_told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, after = tmp_path / "A" / "moved", tmp_path / "B" / "moved"
-    desk.event(Sighting(Run(before), State.READY))
+    desk.event(Observation(Run(before), State.READY))
     document = desk.statusdb.get("moved")
     assert document is not None
     desk.store.put({**document, "status": status})
     if is_there:
         before.mkdir(parents=True)
-    desk.event(Sighting(Run(after), State.READY))
+    desk.event(Observation(Run(after), State.READY))
     assert f"collision: '{before}' has the same name" in caplog.text
     assert ("if it was moved, document 'moved' may be deleted" in caplog.text) is is_told
 
@@ -325,14 +327,14 @@ def test_an_unusable_name_is_told_once_and_others_go_on(
     desk: Desk, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        desk.rescan(sighting(name), sighting("fine"))
+        desk.rescan(observation(name), observation("fine"))
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "is not archived: its name" in caplog.text
     assert desk.offered == ["fine"]
 
 
 def test_an_unusable_run_is_told_with_its_reason(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    desk.event(sighting(state=State.UNUSABLE, reason="the sentinel is not a file"))
+    desk.event(observation(state=State.UNUSABLE, reason="the sentinel is not a file"))
     assert caplog.messages == ["'/data/sequencing/A/run_001' is not archived: the sentinel is not a file"]
     assert caplog.records[0].levelno == logging.ERROR
     assert desk.store.calls == []
@@ -341,13 +343,13 @@ def test_an_unusable_run_is_told_with_its_reason(desk: Desk, caplog: pytest.LogC
 def test_a_held_run_is_a_warning_once_and_again_after_it_was_ready(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held = sighting(state=State.HELD, reason="the sentinel holds exit code 23: the transfer failed")
+    held = observation(state=State.HELD, reason="the sentinel holds exit code 23: the transfer failed")
     desk.event(held)
     desk.rescan(held)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "exit code 23" in caplog.text
     assert desk.statusdb.get("run_001") is None
-    desk.event(sighting())
+    desk.event(observation())
     desk.event(held)
     assert len(caplog.records) == 2
 
@@ -355,9 +357,9 @@ def test_a_held_run_is_a_warning_once_and_again_after_it_was_ready(
 def test_events_wait_for_a_database_that_is_away_and_none_is_lost(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.store.away = 5
     for one in many(3):
-        desk.intake.put(one)
-    desk.intake.end()
-    desk.intake.follow(Impatient())
+        desk.registrar.put(one)
+    desk.registrar.end()
+    desk.registrar.follow(Impatient())
     assert sorted(desk.offered) == ["run_00000", "run_00001", "run_00002"]
     assert desk.metrics.counts() == {"noticed_by_event": 3}
     assert "3 runs wait to be registered: away, for a test" in caplog.messages
@@ -391,7 +393,7 @@ def test_a_rescan_whose_requests_fail_at_any_place_raises_and_the_next_one_regis
     assert desk.metrics.counts() == {"noticed_by_rescan": len(runs)}
     assert desk.statusdb.count_by_status() == {"pending": len(runs)}
     assert sorted(desk.offered) == [one.run.name for one in runs]
-    assert set(desk.handled) == {one.run.path for one in runs}
+    assert set(desk.stop_watching) == {one.run.path for one in runs}
 
 
 @pytest.mark.parametrize("call", range(1, CALLS + 1))
@@ -417,9 +419,9 @@ def test_a_rescan_has_two_requests_under_way_at_a_time(desk: Desk) -> None:
 
 def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
     for one in many(2 * BATCH):
-        desk.intake.put(one)
-    desk.intake.end()
-    desk.intake.follow(threading.Event())
+        desk.registrar.put(one)
+    desk.registrar.end()
+    desk.registrar.follow(threading.Event())
     assert len(desk.store.calls) == 4
     assert len(set(desk.offered)) == 2 * BATCH
 
@@ -427,8 +429,8 @@ def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
 def test_following_ends_when_it_is_told_to_though_the_database_stays_away(desk: Desk) -> None:
     desk.store.away = 1_000_000_000
     stop = Impatient()
-    desk.intake.put(sighting())
-    thread = threading.Thread(target=desk.intake.follow, args=(stop,))
+    desk.registrar.put(observation())
+    thread = threading.Thread(target=desk.registrar.follow, args=(stop,))
     thread.start()
     wait_until(lambda: len(desk.store.calls) > 2, "some tries")
     stop.set()
@@ -440,35 +442,35 @@ def test_what_the_database_tells_is_counted_once_and_only_if_it_is_news(
     desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    desk.event(sighting("ours"))
+    desk.event(observation("ours"))
     theirs = Run(tmp_path / "theirs")
     theirs.path.mkdir()
     caplog.clear()
-    for run in (sighting("ours").run, theirs, theirs):
-        assert desk.intake.is_here(run, "pending")
+    for run in (observation("ours").run, theirs, theirs):
+        assert desk.registrar.is_here(run, "pending")
     assert desk.metrics.counts() == {"noticed_by_event": 1, "noticed_by_database": 1}
     assert caplog.messages == [f"'{theirs.path}' is pending, noticed by database"]
-    desk.rescan(Sighting(theirs, State.READY))
+    desk.rescan(Observation(theirs, State.READY))
     assert desk.statusdb.get("theirs") is not None  # what the database told may have been deleted since
 
 
 def test_another_machines_run_is_not_here_and_nothing_to_speak_of(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    desk.event(sighting(sequencer="A"))
+    desk.event(observation(sequencer="A"))
     caplog.clear()
-    assert not desk.intake.is_here(sighting(sequencer="B").run, "pending")
-    assert not desk.intake.is_here(sighting("run_002").run, "stale")
+    assert not desk.registrar.is_here(observation(sequencer="B").run, "pending")
+    assert not desk.registrar.is_here(observation("run_002").run, "stale")
     assert caplog.messages == []
     assert "noticed_by_database" not in desk.metrics.counts()
 
 
 def test_a_run_that_was_here_and_has_vanished_is_still_told_of(desk: Desk) -> None:
-    desk.event(sighting())
-    assert desk.intake.is_here(sighting().run, "pending")
+    desk.event(observation())
+    assert desk.registrar.is_here(observation().run, "pending")
 
 
 def test_our_own_registration_is_no_news_even_while_it_is_being_written(desk: Desk) -> None:
-    desk.store.after_insert = lambda name: desk.intake.is_here(sighting(name).run, "pending")
+    desk.store.after_insert = lambda name: desk.registrar.is_here(observation(name).run, "pending")
     desk.event(*many(3))
     assert desk.metrics.counts() == {"noticed_by_event": 3}
 
@@ -508,7 +510,7 @@ def archived(desk: Desk, directory: Path) -> tuple[Run, Path]:
     return run, run.path / SENTINEL
 
 
-def seen(run: Run) -> Sighting:
+def seen(run: Run) -> Observation:
     found = inspect(run.path, Policy.PRESENCE)
     assert found.version is not None
     return found
@@ -532,8 +534,8 @@ def test_an_archived_run_that_changes_is_marked_and_told_once(
     desk.rescan(seen(run))
     assert len(desk.store.calls) == calls  # a rescan asks the database nothing about what has not changed
     assert caplog.messages == [
-        f"'{run.path}' is not what was archived any more: its sentinel was written again; keep it, and see `changed` "
-        "in the README"
+        f"'{run.path}' is not what was archived any more: its sentinel was written again; keep it, and see 'changed' "
+        "in docs/operation.md"
     ]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from facility import Site, gpg, keyring
-from host import require_namespace
+from machine import require_namespace
+from sites import Site, gpg, keyring
 
 from watcher import openpgp
 from watcher.errors import RecipientUnusable, WrapFailed

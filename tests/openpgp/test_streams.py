@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from facility import gpg, keyring, wait_until
+from sites import gpg, keyring, wait_until
 
 from watcher import openpgp
 from watcher.errors import (

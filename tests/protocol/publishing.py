@@ -145,11 +145,14 @@ class Protocol:
     def _idle(self, state: State, number: int, worker: Worker) -> Successors:
         if state.claims and state.document.status != ENCRYPTED:
             token = len(state.staged) - state.claims + 1
-            former = tuple(
+            earlier = tuple(
                 other for other in range(1, len(state.staged) + 1) if any(state.staged[other - 1].names)
             )  # fmt: skip
             after = state._replace(claims=state.claims - 1)
-            yield f"{number} looks", _with_worker(after, number, Worker("claim", token, is_current=True, former=former))
+            yield (
+                f"{number} looks",
+                _with_worker(after, number, Worker("claim", token, is_current=True, former=earlier)),
+            )
 
     def _claim(self, state: State, number: int, worker: Worker) -> Successors:
         claimed = Document(PROCESSING, worker.token, state.document.archive)

@@ -1,6 +1,6 @@
-"""Real workers that go one step at a time: each waits before every call to the database or the shelf.
+"""Real workers that go one step at a time: each waits before every call to the database or the archive_store.
 
-It also waits before each of its own looks and strokes in the shelf's directories, wherever in a call they are.
+It also waits before each of its own looks and strokes in the archive_store's directories, wherever in a call they are.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from facility import PATIENCE_SECONDS
-from workbench import Bench
+from harness import Bench
+from sites import PATIENCE_SECONDS
 
 from watcher.archiving import Outcome, Worker
 from watcher.errors import Interrupted, StatusDBUnavailable
@@ -139,9 +139,11 @@ class SteppedWorker:
         self.outcome: Outcome | None = None
         self.bug: Exception | None = None
         make_store, gate = bench.make_store, self.gate
-        gated = replace(bench, shelf=Gated(bench.shelf, gate), make_store=lambda: Gated(make_store(), gate))
+        gated = replace(
+            bench, archive_store=Gated(bench.archive_store, gate), make_store=lambda: Gated(make_store(), gate)
+        )
         self._worker: Worker = gated.worker()
-        self._directories = (bench.shelf.destination, bench.shelf.keys)
+        self._directories = (bench.archive_store.destination, bench.archive_store.keys)
         document = bench.document(run)
         stale_rev = document["_rev"] if document["status"] == "processing" else None
         self._thread = threading.Thread(target=self._work, args=(run, stale_rev), daemon=True)

@@ -1,4 +1,4 @@
-"""The rules of the model, played by hypothesis against the real worker, shelf and both document stores."""
+"""The rules of the model, played by hypothesis against the real worker, archive_store and both document stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import pytest
 import requests
-from facility import Site, assert_same_tree
+from chaos_scale import size
+from harness import Bench
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,9 +27,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scale import size
+from sites import Site, assert_same_tree
 from stepping import FILE_STEPS, SteppedWorker
-from workbench import Bench
 
 from watcher.archiving import Outcome
 from watcher.model import Document, Run
@@ -124,7 +124,7 @@ class Rivals(RuleBasedStateMachine):
     @rule(which=st.sampled_from(["final_archive", "final_key"]))
     def meet_a_stranger(self, which: str) -> None:
         """Somebody else's file takes a final name that is free."""
-        final: Path = getattr(self.bench.shelf, which)(self.run.name)
+        final: Path = getattr(self.bench.archive_store, which)(self.run.name)
         if not final.exists():
             final.write_bytes(STRANGE)
             self.strangers[final.name] = hashlib.sha256(STRANGE).hexdigest()
@@ -159,7 +159,9 @@ class Rivals(RuleBasedStateMachine):
         assert self.strangers.items() <= digests.items()
         assert digests.items() - self.strangers.items() <= self.announced
         named = digests.keys() - self.strangers.keys()
-        assert named != {self.bench.shelf.final_archive(self.run.name).name}, "an archive stands without its key"
+        assert named != {self.bench.archive_store.final_archive(self.run.name).name}, (
+            "an archive stands without its key"
+        )
         if document["status"] == "encrypted":
             assert digests == ours
             self.recorded = self.recorded or (document, finals)
@@ -172,13 +174,13 @@ class Rivals(RuleBasedStateMachine):
 
         One who has lost the run may leave a manifest of files that were swept meanwhile.
         """
-        shelf, name = self.bench.shelf, self.run.name
+        archive_store, name = self.bench.archive_store, self.run.name
         token, announced = document.get("claim", {}).get("token"), document.get("archive", {}).get("token")
-        wanted = {announced, token if token and shelf.is_finished(name, token) else None} - {None}
-        self.finished |= {one for one in wanted if shelf.staged_archive(name, one).exists()}
-        if not (self.had_misfortune or shelf.is_published(name)):
+        wanted = {announced, token if token and archive_store.is_finished(name, token) else None} - {None}
+        self.finished |= {one for one in wanted if archive_store.staged_archive(name, one).exists()}
+        if not (self.had_misfortune or archive_store.is_published(name)):
             for token in self.finished:
-                assert shelf.staged_archive(name, token).exists(), "a finished archive is thrown away"
+                assert archive_store.staged_archive(name, token).exists(), "a finished archive is thrown away"
 
     def teardown(self) -> None:
         """Let those who sleep wake up late, then let somebody work undisturbed: the run ends encrypted."""
@@ -214,7 +216,10 @@ class Rivals(RuleBasedStateMachine):
     def _clear_final_names(self) -> None:
         """Do what an operator does: move away what stands in the way, and `retry`."""
         self.final_names_show_what_the_document_says()
-        for path in (self.bench.shelf.final_archive(self.run.name), self.bench.shelf.final_key(self.run.name)):
+        for path in (
+            self.bench.archive_store.final_archive(self.run.name),
+            self.bench.archive_store.final_key(self.run.name),
+        ):
             path.unlink(missing_ok=True)
         self.strangers.clear()
         self.bench.statusdb().retry(self.run.name)

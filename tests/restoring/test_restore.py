@@ -17,8 +17,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from facility import COMMAND, Site, assert_same_tree, gpg, keyring, make_key, wait_until
-from host import NOBODY, as_user_nobody, make_reachable
 from hostile import (
     DEVICE,
     FILE,
@@ -33,9 +31,11 @@ from hostile import (
     stream,
     symlink,
 )
+from machine import NOBODY, as_user_nobody, make_reachable
+from sites import COMMAND, Site, assert_same_tree, gpg, keyring, make_key, wait_until
 
 from watcher import openpgp
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.commands.demo import RESTORE
 from watcher.errors import RestoreFailed, UnknownRun
 from watcher.job import Job
@@ -64,16 +64,16 @@ class Vault:
         self.home = original.gnupg
         shutil.copytree(original.archives, root / "archives")
         shutil.copytree(original.keys, root / "keys")
-        self.shelf = Shelf(root / "archives", root / "keys")
+        self.archive_store = ArchiveStore(root / "archives", root / "keys")
         self.to = root / "to"
         self.to.mkdir()
         statusdb = original.statusdb()
         self.document: Document = copy.deepcopy(statusdb.get("run_001") or {})
-        self.archive = self.shelf.final_archive("run_001")
-        self.key = self.shelf.final_key("run_001")
+        self.archive = self.archive_store.final_archive("run_001")
+        self.key = self.archive_store.final_key("run_001")
 
     def restore(self) -> Path:
-        return restore(self.document, self.shelf, self.to, self.home)
+        return restore(self.document, self.archive_store, self.to, self.home)
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +167,11 @@ def append(vault: Vault) -> None:
 
 
 def take_the_key_of_another_run(vault: Vault) -> None:
-    vault.shelf.final_key("run_002").replace(vault.key)
+    vault.archive_store.final_key("run_002").replace(vault.key)
 
 
 def take_the_archive_of_another_run(vault: Vault) -> None:
-    vault.shelf.final_archive("run_002").replace(vault.archive)
+    vault.archive_store.final_archive("run_002").replace(vault.archive)
 
 
 def take_a_key_that_is_none(vault: Vault) -> None:
@@ -253,7 +253,7 @@ def forgery(tmp_path: Path, gnupg: Path, recipient: str) -> Forgery:
 def restored(forgery: Forgery, members: Sequence[bytes], manner: Manner = AS_USUAL) -> tuple[Path, list[str]]:
     """Restore an archive of these members; return the run directory and the warnings."""
     document, warnings = forgery.store(stream(members)), list[str]()
-    return restore(document, forgery.shelf, forgery.to, forgery.home, manner, warnings.append), warnings
+    return restore(document, forgery.archive_store, forgery.to, forgery.home, manner, warnings.append), warnings
 
 
 @pytest.mark.parametrize("unsafe", UNSAFE.values(), ids=UNSAFE)
@@ -339,14 +339,14 @@ def test_a_run_is_restored_through_a_link_to_a_directory(vault: Vault) -> None:
 def test_what_tar_writes_without_its_end_is_refused(forgery: Forgery) -> None:
     document = forgery.store(TOP + FILE)
     with pytest.raises(RestoreFailed, match="without its end"):
-        restore(document, forgery.shelf, forgery.to, forgery.home)
+        restore(document, forgery.archive_store, forgery.to, forgery.home)
     assert os.listdir(forgery.to) == []
 
 
 def test_an_archive_that_is_no_tar_is_refused(forgery: Forgery) -> None:
     document = forgery.store(b"no tar" * 1000)
     with pytest.raises(RestoreFailed, match="what the archive holds is not what tar writes"):
-        restore(document, forgery.shelf, forgery.to, forgery.home)
+        restore(document, forgery.archive_store, forgery.to, forgery.home)
     assert os.listdir(forgery.to) == []
 
 
@@ -456,7 +456,7 @@ def test_nothing_is_extracted_where_another_user_has_replaced_our_directory(
     monkeypatch.setattr(os, "mkdir", lambda path, _, dir_fd: replace(path, dir_fd, elsewhere))
     document, warnings = forgery.store(stream([TOP, FILE])), list[str]()
     with pytest.raises(RestoreFailed, match=r"is not ours|Not a directory"):
-        restore(document, forgery.shelf, forgery.to, forgery.home, AS_USUAL, warnings.append)
+        restore(document, forgery.archive_store, forgery.to, forgery.home, AS_USUAL, warnings.append)
     assert list(tmp_path.rglob("file")) != []
     assert list(tmp_path.rglob(RUN)) == []
 
@@ -492,7 +492,7 @@ def test_what_our_tar_writes_of_a_run_of_all_kinds_comes_back(forgery: Forgery, 
     os.mkfifo(run / "fifo")
     tar = ["tar", "-C", str(run.parent), "-c", "--format=posix", "--sparse", "--", f"./{RUN}"]
     document = forgery.store(subprocess.run(tar, check=True, capture_output=True).stdout)
-    back = restore(document, forgery.shelf, forgery.to, forgery.home)
+    back = restore(document, forgery.archive_store, forgery.to, forgery.home)
     (run / "fifo").unlink()  # diff takes two of them for different ones
     (back / "fifo").unlink()
     os.utime(run, ns=(0, 0))
@@ -548,8 +548,8 @@ def put_forged_archive(site: Site, members: Sequence[bytes], **fields: str) -> N
     forge.mkdir()
     forgery = Forgery(forge, site.gnupg)
     archive = {**forgery.store(stream(members))["archive"], **fields}
-    shutil.copyfile(forgery.shelf.final_archive(RUN), site.archives / f"{RUN}.tar.gpg")
-    shutil.copyfile(forgery.shelf.final_key(RUN), site.keys / f"{RUN}.key.gpg")
+    shutil.copyfile(forgery.archive_store.final_archive(RUN), site.archives / f"{RUN}.tar.gpg")
+    shutil.copyfile(forgery.archive_store.final_key(RUN), site.keys / f"{RUN}.key.gpg")
     shutil.rmtree(forge)
     subprocess.run(["gpgconf", "--homedir", str(site.gnupg), "--kill", "all"], check=True)
     with closing(sqlite3.connect(site.database)) as database:
@@ -589,7 +589,12 @@ def test_root_s_tar_restores_what_the_readme_says(forgery: Forgery) -> None:
     info.uid = info.gid = NOBODY
     info.mode = 0o6755
     forgery.store(stream([TOP, DEVICE, info.tobuf(tarfile.PAX_FORMAT)]))
-    names = {"KEYS": forgery.shelf.keys, "ARCHIVES": forgery.shelf.destination, "TO": forgery.to, "RUN": RUN}
+    names = {
+        "KEYS": forgery.archive_store.keys,
+        "ARCHIVES": forgery.archive_store.destination,
+        "TO": forgery.to,
+        "RUN": RUN,
+    }
     environment = {**os.environ, **{key: str(value) for key, value in names.items()}, "GNUPGHOME": str(forgery.home)}
     found = {}
     for options in ("", " --no-same-owner", " --no-same-owner --no-same-permissions"):

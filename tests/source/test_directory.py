@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from facility import Site, assert_same_tree
+from harness import Bench
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from workbench import Bench
+from sites import Site, assert_same_tree
 
 from watcher.archiving import Outcome
 from watcher.config import Config
@@ -662,7 +662,7 @@ def test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_st
     program.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-        assert bench.with_shelf("staged_archive", exchange).work(run) is Outcome.ENCRYPTED
+        assert bench.with_archive_store("staged_archive", exchange).work(run) is Outcome.ENCRYPTED
     assert_same_tree(run.path, site.restore(run.name))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from facility import Site, assert_same_tree
 from fuse_server import Unavailable
+from harness import Bench
 from lying_disk import Liar, lying_disk
-from workbench import Bench
+from sites import Site, assert_same_tree
 
 from watcher.archiving import Outcome
 from watcher.model import Run

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from host import as_nobody, make_reachable
+from machine import as_nobody, make_reachable
 
 from watcher.discovery import Observer
-from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Policy, Sighting, State, inspect, unusable_name
+from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, Policy, State, inspect, unusable_name
 
 PATIENCE_SECONDS = 60
 
@@ -27,13 +27,13 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-def look(run: Path, policy: Policy = Policy.EXIT_CODE, age: float = 60.0) -> Sighting:
+def look(run: Path, policy: Policy = Policy.EXIT_CODE, age: float = 60.0) -> Observation:
     """Inspect the run as if its sentinel had last been changed `age` seconds ago; fail if that does not end."""
 
     def now() -> float:
         return os.lstat(run / SENTINEL).st_ctime + age
 
-    found: list[Sighting] = []
+    found: list[Observation] = []
     thread = threading.Thread(target=lambda: found.append(inspect(run, policy, now)), daemon=True)
     thread.start()
     thread.join(PATIENCE_SECONDS)
@@ -62,19 +62,19 @@ NO_CODES = {
 @pytest.mark.parametrize("content", NO_CODES)
 def test_anything_else_is_held_and_shown_with_what_it_holds(run: Path, content: bytes) -> None:
     (run / SENTINEL).write_bytes(content)
-    sighting = look(run)
-    assert sighting.state is State.HELD
-    assert NO_CODES[content] in sighting.reason
-    assert sighting.reason.isprintable()
-    assert len(sighting.reason) < 160
+    observation = look(run)
+    assert observation.state is State.HELD
+    assert NO_CODES[content] in observation.reason
+    assert observation.reason.isprintable()
+    assert len(observation.reason) < 160
 
 
 @pytest.mark.parametrize(("content", "code"), [(b"23\n", "23"), (b"1", "1"), (b" 255 \r\n", "255"), (b"011\n", "11")])
 def test_another_exit_code_is_held_and_the_reason_names_it(run: Path, content: bytes, code: str) -> None:
     (run / SENTINEL).write_bytes(content)
-    sighting = look(run)
-    assert sighting.state is State.HELD
-    assert f"exit code {code}:" in sighting.reason
+    observation = look(run)
+    assert observation.state is State.HELD
+    assert f"exit code {code}:" in observation.reason
 
 
 def test_an_empty_sentinel_is_ready_once_it_is_old_enough_and_not_before(run: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_sentinel_that_is_no_file_is_unusable_and_hangs_nothing(
     run: Path, policy: Policy, make: Callable[[Path], None]
 ) -> None:
     make(run / SENTINEL)
-    sighting = look(run, policy)
-    assert sighting.state is State.UNUSABLE
-    assert "not a file" in sighting.reason
+    observation = look(run, policy)
+    assert observation.state is State.UNUSABLE
+    assert "not a file" in observation.reason
 
 
 @pytest.mark.parametrize("target", ["sentinel_with_23", "pipe", "/dev/zero", "nowhere", SENTINEL, "."])
@@ -150,9 +150,9 @@ def test_a_run_that_is_a_link_is_unusable_however_ready_it_looks(run: Path, tmp_
     (run / SENTINEL).write_text("0\n")
     link = run.with_name("link")
     link.symlink_to(run)
-    sighting = look(link)
-    assert sighting.state is State.UNUSABLE
-    assert "symbolic link" in sighting.reason
+    observation = look(link)
+    assert observation.state is State.UNUSABLE
+    assert "symbolic link" in observation.reason
 
 
 @pytest.mark.parametrize("target", ["nowhere", "loop", "file", "open_run"])
@@ -219,10 +219,10 @@ def test_an_unreadable_sentinel_is_unusable_unless_its_presence_is_enough(run: P
     (run / SENTINEL).write_text("0\n")
     (run / SENTINEL).chmod(0)
     with as_nobody():
-        sighting = inspect(run, now=long_after(run))
+        observation = inspect(run, now=long_after(run))
         assert inspect(run, Policy.PRESENCE).state is State.READY
-    assert sighting.state is State.UNUSABLE
-    assert "Permission denied" in sighting.reason
+    assert observation.state is State.UNUSABLE
+    assert "Permission denied" in observation.reason
 
 
 @pytest.mark.root
@@ -233,10 +233,10 @@ def test_a_run_that_may_not_be_searched_is_unusable(run: Path, levels_above: int
     now = long_after(run)
     [run, *run.parents][levels_above].chmod(0)
     with as_nobody():
-        sighting = inspect(run, now=now)
-    assert sighting.state is State.UNUSABLE
-    assert sighting.is_denied
-    assert "Permission denied" in sighting.reason
+        observation = inspect(run, now=now)
+    assert observation.state is State.UNUSABLE
+    assert observation.is_denied
+    assert "Permission denied" in observation.reason
 
 
 @pytest.mark.root
@@ -245,9 +245,9 @@ def test_a_run_that_was_closed_to_us_just_now_is_unsettled(run: Path) -> None:
     (run / SENTINEL).write_text("0\n")
     run.chmod(0o700)
     with as_nobody():
-        sighting = inspect(run, now=lambda: run.stat().st_ctime + RACY_SECONDS)
-    assert sighting.state is State.UNSETTLED
-    assert (sighting.is_denied, sighting.reason) == (True, "")
+        observation = inspect(run, now=lambda: run.stat().st_ctime + RACY_SECONDS)
+    assert observation.state is State.UNSETTLED
+    assert (observation.is_denied, observation.reason) == (True, "")
 
 
 def long_after(run: Path) -> Callable[[], float]:
@@ -280,9 +280,9 @@ def test_an_unusable_name_is_given_its_reason(name: str, reason: str) -> None:
 def swept(root: Path, ignore: tuple[str, ...] = (), policy: Policy = Policy.EXIT_CODE) -> dict[str, State]:
     """Sweep with an observer that was not started; return each run's state by its path below the root."""
     observer = Observer(root, lambda _: None, lambda _: None, ignore, policy)
-    sightings = list(observer.sweep())
-    found = {str(sighting.run.path.relative_to(root)): sighting.state for sighting in sightings}
-    assert len(found) == len(sightings)
+    observations = list(observer.sweep())
+    found = {str(observation.run.path.relative_to(root)): observation.state for observation in observations}
+    assert len(found) == len(observations)
     return found
 
 
@@ -415,5 +415,5 @@ def test_a_sentinel_that_was_ready_is_read_again_when_it_has_changed(tmp_path: P
         sentinel.write_text(content)
         while age and sentinel.stat().st_ctime_ns == before:  # the clock of a file system may be coarse
             sentinel.write_text(content)
-        states += [sighting.state for sighting in observer.sweep()]
+        states += [observation.state for observation in observer.sweep()]
     assert states == [State.READY, State.HELD, State.READY, State.HELD]

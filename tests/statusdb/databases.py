@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from couchdb_server import Database
-from facility import PATIENCE_SECONDS, never_stop
+from sites import PATIENCE_SECONDS, never_stop
 
 from watcher.errors import StatusDBUnavailable
 from watcher.model import Document, Run

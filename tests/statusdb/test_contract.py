@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from databases import Place, claim_all, in_processes, in_threads, new_document, statusdb_of, stored, write_one
-from facility import PATIENCE_SECONDS
+from sites import PATIENCE_SECONDS
 
 from watcher.model import Claim, Document, Run, Status
 from watcher.statusdb import DocumentStore, StatusDB

@@ -39,8 +39,8 @@ from databases import (
     statusdb_of,
     stored,
 )
-from facility import PATIENCE_SECONDS
 from fault_proxy import Fault, FaultProxy, Request
+from sites import PATIENCE_SECONDS
 
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable, WatcherError
 from watcher.model import Archive, Document, Run, Status

@@ -17,7 +17,7 @@ from databases import RUN, CouchDatabase, Pauses, SQLiteFile, login_of, new_docu
 from forged import DEEP, HUGE, INFINITE, SURROGATE, ForgingProxy, forge
 
 from watcher import model
-from watcher.archiving import Shelf, Sweeper
+from watcher.archiving import ArchiveStore, GarbageCollector
 from watcher.errors import ClaimLost, UnknownRun
 from watcher.model import Archive, Document, Phase, Progress, Run, Status
 from watcher.statusdb import Changes, DocumentStore, StatusDB, Unreadable, door
@@ -30,7 +30,7 @@ GOOD: Document = {**new_document("run_001"), "path": str(RUN.path), "_rev": "1-a
 
 
 @dataclasses.dataclass
-class Hall:
+class Cluster:
     """A database; `write` stores documents with marks, and whoever opens it afterwards finds what these stand for."""
 
     store: DocumentStore
@@ -44,18 +44,18 @@ class Hall:
 
 
 @pytest.fixture(params=["sqlite", "couchdb"])
-def hall(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hall]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
     """A prepared, empty database of each kind."""
     if request.param == "sqlite":
         file = SQLiteFile(tmp_path / "status.db")
         file.open().prepare()
-        yield Hall(file.open(), file.open, lambda: forge(file.path))
+        yield Cluster(file.open(), file.open, lambda: forge(file.path))
         return
     database: Database = request.getfixturevalue("couchdb_database")
     CouchDatabase(login_of(database)).open().prepare()
     with ForgingProxy(database.url) as proxy:
         through = CouchDatabase(login_of(database, proxy.url))
-        yield Hall(CouchDatabase(login_of(database)).open(), through.open, lambda: None)
+        yield Cluster(CouchDatabase(login_of(database)).open(), through.open, lambda: None)
 
 
 def names(documents: list[Document]) -> set[str]:
@@ -150,10 +150,10 @@ def test_a_run_document_in_another_form_than_ours_is_unreadable(fields: Document
 
 
 @pytest.mark.parametrize("mark", [DEEP, HUGE, INFINITE, SURROGATE])
-def test_one_unreadable_document_keeps_no_other_from_being_read(mark: str, hall: Hall) -> None:
-    statusdb = statusdb_of(hall.open())
+def test_one_unreadable_document_keeps_no_other_from_being_read(mark: str, cluster: Cluster) -> None:
+    statusdb = statusdb_of(cluster.open())
     since = statusdb.changes(None, 0).since
-    hall.write(*(new_document(f"run_{number}") for number in range(5)), new_document("bad", comment=mark))
+    cluster.write(*(new_document(f"run_{number}") for number in range(5)), new_document("bad", comment=mark))
     honest = {f"run_{number}" for number in range(5)}
     runs = [Run(Path("/data") / name) for name in ("bad", *sorted(honest), "fresh")]
     assert names(statusdb.pending()) == honest
@@ -171,9 +171,9 @@ def test_one_unreadable_document_keeps_no_other_from_being_read(mark: str, hall:
 
 
 @pytest.mark.parametrize("mark", [DEEP, HUGE, SURROGATE])
-def test_a_command_about_an_unreadable_document_ends_with_what_is_wrong(mark: str, hall: Hall) -> None:
-    hall.write(new_document("bad", status="failed", comment=mark))
-    statusdb = statusdb_of(hall.open())
+def test_a_command_about_an_unreadable_document_ends_with_what_is_wrong(mark: str, cluster: Cluster) -> None:
+    cluster.write(new_document("bad", status="failed", comment=mark))
+    statusdb = statusdb_of(cluster.open())
     for ask in (statusdb.demand, statusdb.retry):
         with pytest.raises(UnknownRun, match=r"document of run 'bad' is unreadable: .*; mend or delete it"):
             ask("bad")
@@ -183,30 +183,30 @@ def test_a_command_about_an_unreadable_document_ends_with_what_is_wrong(mark: st
 
 
 def test_an_unreadable_document_is_named_once_and_again_when_it_was_mended(
-    hall: Hall, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
-    hall.write(new_document("bad", comment=DEEP))
-    statusdb = statusdb_of(hall.open())
+    cluster.write(new_document("bad", comment=DEEP))
+    statusdb = statusdb_of(cluster.open())
     for _ in range(3):
         assert statusdb.pending() == []
         statusdb.register([Run(Path("/data/bad"))])
     assert told() == ["the document of run 'bad' is unreadable: it is nested too deeply; mend or delete it"]
-    there = hall.store.get("bad")  # the CouchDB holds a mark, and may say the revision; the SQLite file has begun
-    hall.write(new_document("bad", _rev="1" if isinstance(there, Unreadable) or there is None else there["_rev"]))
+    there = cluster.store.get("bad")  # the CouchDB holds a mark, and may say the revision; the SQLite file has begun
+    cluster.write(new_document("bad", _rev="1" if isinstance(there, Unreadable) or there is None else there["_rev"]))
     assert names(statusdb.pending()) == {"bad"}
     assert statusdb.unreadable() == ()
-    hall.write(new_document("bad", _rev=statusdb.demand("bad")["_rev"], comment=DEEP))
+    cluster.write(new_document("bad", _rev=statusdb.demand("bad")["_rev"], comment=DEEP))
     assert statusdb.pending() == []
     assert len(told()) == 2
 
 
 @pytest.mark.parametrize("mark", [SURROGATE, INFINITE])
-def test_another_programs_document_is_not_checked(mark: str, hall: Hall) -> None:
-    hall.write({"_id": "theirs", "comment": mark}, {"_id": "theirs_too", "status": mark, "path": 5})
-    statusdb = statusdb_of(hall.open())
+def test_another_programs_document_is_not_checked(mark: str, cluster: Cluster) -> None:
+    cluster.write({"_id": "theirs", "comment": mark}, {"_id": "theirs_too", "status": mark, "path": 5})
+    statusdb = statusdb_of(cluster.open())
     runs = [Run(Path("/data/theirs")), Run(Path("/data/theirs_too"))]
     assert [run for run, _ in statusdb.register(runs).collisions] == runs
     assert statusdb.unreadable() == ()
@@ -222,35 +222,35 @@ def test_counts_are_told_whatever_status_another_program_has_written(mark: str, 
         assert CouchDatabase(login_of(couchdb_database, proxy.url)).open().count_by_status() == {"pending": 1}
 
 
-@pytest.mark.parametrize("hall", ["couchdb"], indirect=True)  # what is deleted in SQLite is counted, not listed
-def test_a_deletion_is_heard_beside_an_unreadable_document(hall: Hall) -> None:
-    statusdb = statusdb_of(hall.open())
+@pytest.mark.parametrize("cluster", ["couchdb"], indirect=True)  # what is deleted in SQLite is counted, not listed
+def test_a_deletion_is_heard_beside_an_unreadable_document(cluster: Cluster) -> None:
+    statusdb = statusdb_of(cluster.open())
     since = statusdb.changes(None, 0).since
-    hall.write(new_document("bad", comment=DEEP), new_document("run_1"), new_document("run_2"))
+    cluster.write(new_document("bad", comment=DEEP), new_document("run_1"), new_document("run_2"))
     rev = statusdb.demand("run_1")["_rev"]
-    hall.store.put({"_id": "run_1", "_rev": rev, "_deleted": True})
+    cluster.store.put({"_id": "run_1", "_rev": rev, "_deleted": True})
     documents = statusdb.changes(since, 0).documents
     assert {(one["_id"], bool(one.get("_deleted"))) for one in documents} == {("run_1", True), ("run_2", False)}
 
 
 @pytest.mark.parametrize("fields", [{"comment": DEEP}, {"comment": HUGE}, {"archive": {"size": "text"}}], ids=str)
-def test_a_claim_whose_document_becomes_unreadable_is_lost(fields: Document, hall: Hall) -> None:
-    statusdb = statusdb_of(hall.open())
+def test_a_claim_whose_document_becomes_unreadable_is_lost(fields: Document, cluster: Cluster) -> None:
+    statusdb = statusdb_of(cluster.open())
     statusdb.register([RUN])
     document = statusdb.demand("run_001")
     claim = statusdb.claim(RUN, "worker_1", document)
     assert claim is not None
-    hall.write({**claim.document, **fields})
+    cluster.write({**claim.document, **fields})
     renew = Progress(Phase.ARCHIVING)
     with pytest.raises(ClaimLost, match=r"is unreadable: .*: the claim is lost"):
         statusdb.renew({**claim.document, "_rev": document["_rev"]}, claim.token, renew)
 
 
-def test_a_claim_over_an_unreadable_document_is_none(hall: Hall) -> None:
-    statusdb = statusdb_of(hall.open())
+def test_a_claim_over_an_unreadable_document_is_none(cluster: Cluster) -> None:
+    statusdb = statusdb_of(cluster.open())
     statusdb.register([RUN])
     document = statusdb.demand("run_001")
-    hall.write({**document, "comment": DEEP})
+    cluster.write({**document, "comment": DEEP})
     assert statusdb.claim(RUN, "worker_1", document) is None
 
 
@@ -298,16 +298,16 @@ def test_an_sqlite_column_of_another_type_keeps_no_other_row_from_being_read(tmp
     assert statusdb.count_by_status()["pending"] == 2
 
 
-def test_what_is_staged_for_a_run_with_an_unreadable_document_is_no_debris(tmp_path: Path, hall: Hall) -> None:
+def test_what_is_staged_for_a_run_with_an_unreadable_document_is_no_debris(tmp_path: Path, cluster: Cluster) -> None:
     (tmp_path / "keys").mkdir()
-    shelf, token = Shelf(tmp_path, tmp_path / "keys"), "a" * 32
-    kept = [shelf.staged_archive("bad", token), shelf.staged_key("bad", token)]
-    swept = shelf.staged_archive("gone", "b" * 32)
+    archive_store, token = ArchiveStore(tmp_path, tmp_path / "keys"), "a" * 32
+    kept = [archive_store.staged_archive("bad", token), archive_store.staged_key("bad", token)]
+    swept = archive_store.staged_archive("gone", "b" * 32)
     for path in (*kept, swept):
         path.touch()
         os.utime(path, (0, 0))
-    hall.write(new_document("bad", status="failed", comment=DEEP))
-    Sweeper(statusdb_of(hall.open()), shelf).sweep()
+    cluster.write(new_document("bad", status="failed", comment=DEEP))
+    GarbageCollector(statusdb_of(cluster.open()), archive_store).sweep()
     assert all(path.exists() for path in kept)
     assert not swept.exists()
 

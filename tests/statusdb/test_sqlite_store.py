@@ -27,8 +27,8 @@ from databases import (
     statusdb_of,
     stored,
 )
-from facility import PATIENCE_SECONDS, never_stop, wait_until
-from host import mounted, no_descriptors
+from machine import mounted, no_descriptors
+from sites import PATIENCE_SECONDS, never_stop, wait_until
 from tracing import require_strace, traced
 
 from watcher.errors import ConfigError, StatusDBUnavailable

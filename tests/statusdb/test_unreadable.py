@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from couchdb_server import Database
-from facility import Site
 from forged import DEEP, HUGE, INFINITE, MARKS, SURROGATE, ForgingProxy, forge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sites import Site
 
 from watcher.model import Document
 from watcher.statusdb import Unreadable

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from facility import Site
-from workbench import Bench
+from harness import Bench
+from sites import Site
 
 from watcher.archiving import Outcome
 from watcher.errors import Incomplete, RunNotSettled

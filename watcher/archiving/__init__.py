@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from watcher.archiving.attempt import Settings, growing_pauses
 from watcher.archiving.endings import Outcome
-from watcher.archiving.garbage import Sweeper
+from watcher.archiving.garbage import GarbageCollector
 from watcher.archiving.lease import LeaseKeeper, StaleClaims
-from watcher.archiving.publication import Shelf
+from watcher.archiving.publication import ArchiveStore
 from watcher.archiving.worker import Worker
 
-__all__ = ["LeaseKeeper", "Outcome", "Settings", "Shelf", "StaleClaims", "Sweeper", "Worker", "growing_pauses"]
+__all__ = [
+    "ArchiveStore",
+    "GarbageCollector",
+    "LeaseKeeper",
+    "Outcome",
+    "Settings",
+    "StaleClaims",
+    "Worker",
+    "growing_pauses",
+]

@@ -17,7 +17,7 @@ from typing import TypeVar
 from watcher import openpgp
 from watcher.archiving.files import reading, writing
 from watcher.archiving.lease import Lease
-from watcher.archiving.publication import Shelf
+from watcher.archiving.publication import ArchiveStore
 from watcher.errors import Interrupted, NotTheRunsFault, RunNotSettled, ValidateFailed
 from watcher.job import Job
 from watcher.model import Archive, Claim, EncryptedArchive, Phase
@@ -58,7 +58,7 @@ class Parts:
 
     settings: Settings
     statusdb: StatusDB
-    shelf: Shelf
+    archive_store: ArchiveStore
     pauses: Callable[[], Iterator[float]] = growing_pauses
 
 
@@ -117,41 +117,41 @@ class Attempt:
 
     def _adopted(self) -> Archive | None:
         """Complete what an interrupted attempt has finished, and return it; remove what it has not finished."""
-        shelf = self.parts.shelf
+        archive_store = self.parts.archive_store
         for archive in self._finished():
             if not self._is_wanted(archive):
                 logger.warning("an archive is older than the run as it is now, and made again", extra=self.extra)
             elif self._adopt(archive):
                 logger.info("adopted the archive of an interrupted attempt", extra=self.extra)
                 return archive
-            shelf.drop(self.name, archive.token)
-        for token in self.claim.former:
-            shelf.drop(self.name, token)
+            archive_store.drop(self.name, archive.token)
+        for token in self.claim.earlier_tokens:
+            archive_store.drop(self.name, token)
         if "archive" in self.lease.document:
             self.lease.write(self.parts.statusdb.announce, None)
-        shelf.refuse_foreign(self.name)
+        archive_store.refuse_foreign(self.name)
         return None
 
     def _finished(self) -> Iterator[Archive]:
         if self.claim.announced is not None:
             yield self.claim.announced
-        yield from self.parts.shelf.manifests(self.name, self.claim.former)
+        yield from self.parts.archive_store.manifests(self.name, self.claim.earlier_tokens)
 
     def _is_wanted(self, archive: Archive) -> bool:
         """Say whether an archive is of the run as it is now. One that has begun to be published is, in any case."""
-        if self.still is None or self.parts.shelf.has_begun(self.name):
+        if self.still is None or self.parts.archive_store.has_begun(self.name):
             return True
         # Archives of earlier versions name no listing.
         return archive.sentinel == self.still.sentinel and archive.listing in ("", self.still.first.digest)
 
     def _adopt(self, archive: Archive) -> bool:
-        if self.still is not None and not self.parts.shelf.has_begun(self.name):
+        if self.still is not None and not self.parts.archive_store.has_begun(self.name):
             self._await_quiet(self.still)
             self.still.require()
         if archive.to_document() != self.lease.document.get("archive"):
             self.lease.write(self.parts.statusdb.announce, archive)
         self.job.enter(Phase.VALIDATING, archive.size)
-        return self.parts.shelf.adopt(self.name, archive, self.job.moved)
+        return self.parts.archive_store.adopt(self.name, archive, self.job.moved)
 
     # A new archive
 
@@ -159,7 +159,7 @@ class Attempt:
         """Stage the archive; prove that the file decrypts to what tar gave, and that the run stood still."""
         job, home = self.job, self.parts.settings.gnupg_home
         openpgp.find_recipient(self.parts.settings.receiver, home, job)  # before hours of work, not after
-        staged = self.parts.shelf.staged_archive(self.name, self.claim.token)
+        staged = self.parts.archive_store.staged_archive(self.name, self.claim.token)
         job.enter(Phase.ARCHIVING, job.size)
         with writing(staged) as file, TarStream(still, job) as tar:
             openpgp.encrypt(tar, key, job.on_storage(file.write, staged), job, home)
@@ -177,22 +177,22 @@ class Attempt:
 
         The file key is in this process only: without the wait, hours of work would be lost.
         """
-        settings, shelf, token = self.parts.settings, self.parts.shelf, self.claim.token
+        settings, archive_store, token = self.parts.settings, self.parts.archive_store, self.claim.token
 
         def wrap() -> tuple[str, str]:
             recipient = openpgp.find_recipient(settings.receiver, settings.gnupg_home, self.job)
             wrapped = openpgp.wrap(key, recipient, settings.gnupg_home, self.job)
-            return recipient.fingerprint, shelf.stage_key(self.name, token, wrapped)
+            return recipient.fingerprint, archive_store.stage_key(self.name, token, wrapped)
 
         self.job.enter(Phase.WRAPPING)
         fingerprint, key_sha256 = self.wait_out(wrap, "wrap the file key")
         archive = Archive(
-            file=shelf.final_archive(self.name).name,
+            file=archive_store.final_archive(self.name).name,
             size=encrypted.file.size,
             sha256=encrypted.file.sha256,
             tar_sha256=encrypted.tar.stream.sha256,
             tar_size=encrypted.tar.stream.size,
-            key_file=shelf.final_key(self.name).name,
+            key_file=archive_store.final_key(self.name).name,
             key_sha256=key_sha256,
             recipient=fingerprint,
             members=encrypted.tar.members,
@@ -203,7 +203,7 @@ class Attempt:
             top=still.source.top(),
             excluded=still.first.excluded,
         )
-        self.wait_out(lambda: shelf.stage_manifest(self.name, archive), "stage the manifest")
+        self.wait_out(lambda: archive_store.stage_manifest(self.name, archive), "stage the manifest")
         return archive
 
     def _await_quiet(self, still: Stillness) -> None:
@@ -216,14 +216,14 @@ class Attempt:
 
     def _publish(self, archive: Archive, still: Stillness) -> None:
         """Announce the archive in the document, then give it its name, while the lease is sure to be ours."""
-        shelf, lease = self.parts.shelf, self.lease
+        archive_store, lease = self.parts.archive_store, self.lease
 
         def publish() -> None:
             if lease.document.get("archive") is None or not lease.is_trusted:
                 lease.write(self.parts.statusdb.announce, archive)
-            if not shelf.has_begun(self.name):
+            if not archive_store.has_begun(self.name):
                 still.require()  # at each try, and last: the database may have been away for hours
-            shelf.publish(self.name, archive, self.job.moved)
+            archive_store.publish(self.name, archive, self.job.moved)
 
         self.job.enter(Phase.PUBLISHING)
         self.wait_out(publish, "publish")

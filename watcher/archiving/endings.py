@@ -41,7 +41,7 @@ def carry_out(attempt: Attempt) -> Outcome:
 def _lost(attempt: Attempt, error: Exception) -> Outcome:
     """Stop. A finished archive stays for the new holder, unless the run is published already."""
     logger.warning("stopped: %s", error, extra=attempt.extra)
-    _remove_staged(attempt, and_finished=lambda: attempt.parts.shelf.is_published(attempt.name))
+    _remove_staged(attempt, and_finished=lambda: attempt.parts.archive_store.is_published(attempt.name))
     return Outcome.LOST
 
 
@@ -111,10 +111,10 @@ def _count_failure(attempt: Attempt, error: Exception) -> Outcome:
 
 def _remove_staged(attempt: Attempt, and_finished: Callable[[], bool] = lambda: False) -> None:
     """Remove what this claim has staged: a finished archive only if `and_finished` returns True."""
-    shelf, name, token = attempt.parts.shelf, attempt.name, attempt.claim.token
+    archive_store, name, token = attempt.parts.archive_store, attempt.name, attempt.claim.token
     try:
-        if and_finished() or not shelf.is_finished(name, token):
-            shelf.drop(name, token)
+        if and_finished() or not archive_store.is_finished(name, token):
+            archive_store.drop(name, token)
     except NoSpace as error:
         logger.warning("left for the next claim to remove: %s", error, extra=attempt.extra)
 

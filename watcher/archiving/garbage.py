@@ -13,35 +13,35 @@ from pathlib import Path
 from watcher import model
 from watcher.archiving.files import remove
 from watcher.archiving.names import MANIFEST_SUFFIX, PARTIAL_SUFFIX
-from watcher.archiving.publication import Shelf
+from watcher.archiving.publication import ArchiveStore
 from watcher.model import Document, Status
 from watcher.statusdb import StatusDB
 
-SWEEP_SECONDS = 86400.0
+COLLECT_SECONDS = 86400.0
 """The time from one collection to the next. A file that was written within this time is no garbage."""
 
 logger = logging.getLogger(__name__)
 
 
-class Sweeper:
+class GarbageCollector:
     """Removes staged files that no document names and no finished archive needs."""
 
-    def __init__(self, statusdb: StatusDB, shelf: Shelf) -> None:
+    def __init__(self, statusdb: StatusDB, archive_store: ArchiveStore) -> None:
         self._statusdb = statusdb
-        self._shelf = shelf
-        self._swept_at = float("-inf")
+        self._archive_store = archive_store
+        self._collected_at = float("-inf")
 
-    def sweep(self) -> None:
+    def collect(self) -> None:
         """Remove the garbage, unless that was done within the last day. Raises NotTheRunsFault."""
-        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+        if time.monotonic() - self._collected_at < COLLECT_SECONDS:
             return
-        staged = self._shelf.staged()  # before the database is asked: a file is always younger than its claim
-        if old := [(path, token) for path, token in staged if _seconds_unchanged(path) > SWEEP_SECONDS]:
+        staged = self._archive_store.staged()  # before the database is asked: a file is always younger than its claim
+        if old := [(path, token) for path, token in staged if _seconds_unchanged(path) > COLLECT_SECONDS]:
             wanted = self._wanted(staged)
             for path in (path for path, token in old if token not in wanted):
                 logger.info("removing '%s': no run needs it any more", path)
                 remove(path)
-        self._swept_at = time.monotonic()
+        self._collected_at = time.monotonic()
 
     def _wanted(self, staged: list[tuple[Path, str]]) -> set[str]:
         """Return those of the tokens that a document names, or whose archive is finished and may be adopted.
@@ -61,7 +61,7 @@ class Sweeper:
             | {
                 token
                 for path, token in manifests
-                if any(path == self._shelf.staged_manifest(document["_id"], token) for document in documents)
+                if any(path == self._archive_store.staged_manifest(document["_id"], token) for document in documents)
             }
         )
 

@@ -41,7 +41,7 @@ def _unseen(_count: int) -> None:
     """Ignore how many bytes have moved."""
 
 
-class Shelf:
+class ArchiveStore:
     """The directories of archives and wrapped keys, `destination` and `keys`. They may be on two file systems.
 
     `marks` are files of ours in them. If one is missing, its directory is not mounted any more.
@@ -134,7 +134,7 @@ class Shelf:
                 self.refuse_foreign(run_name)
                 raise ClaimLost(f"'{final}' is gone: another worker has taken the run over")
         self.sync()
-        for token in self.former(run_name):
+        for token in self.staged_tokens(run_name):
             self._remove_staged(run_name, token)
 
     def sync(self) -> None:
@@ -176,7 +176,7 @@ class Shelf:
         manifest = self.staged_manifest(run_name, token)
         return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
 
-    def former(self, run_name: str) -> tuple[str, ...]:
+    def staged_tokens(self, run_name: str) -> tuple[str, ...]:
         """Return the tokens of all files that are staged for this run now."""
         tokens = dict.fromkeys(token for _, token in self.staged())
         return tuple(token for token in tokens if any(map(os.path.lexists, self._all_staged(run_name, token))))
@@ -217,7 +217,7 @@ class Shelf:
                 raise NoSpace(f"'{mark}' is gone: is '{mark.parent}' unmounted? Mount it, or restart the watcher")
 
     def _staged_bytes(self, run_name: str) -> Iterator[int]:
-        for token in self.former(run_name):
+        for token in self.staged_tokens(run_name):
             try:
                 yield os.lstat(self.staged_archive(run_name, token)).st_size
             except OSError:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from watcher.archiving.publication import Shelf
+from watcher.archiving.publication import ArchiveStore
 from watcher.errors import NoSpace
 from watcher.job import Job
 
@@ -14,8 +14,8 @@ from watcher.job import Job
 class Space:
     """Sets room aside for each job. `minimum_free_bytes` stay free whatever the jobs take."""
 
-    def __init__(self, shelf: Shelf, minimum_free_bytes: int) -> None:
-        self._shelf = shelf
+    def __init__(self, archive_store: ArchiveStore, minimum_free_bytes: int) -> None:
+        self._archive_store = archive_store
         self._minimum_free_bytes = minimum_free_bytes
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
@@ -41,12 +41,12 @@ class Space:
 
     def _reserve(self, job: Job, needs_room: bool) -> None:
         # Not under the lock: a disk that hangs would keep `jobs`, and with it a cancel, waiting.
-        free = self._shelf.free_bytes(job.run.name)
+        free = self._archive_store.free_bytes(job.run.name)
         with self._lock:
             promised = sum(other.bytes_to_come for other in self._jobs.values())
             if needs_room and job.size + promised + self._minimum_free_bytes > free:
                 raise NoSpace(
-                    f"'{self._shelf.destination}' has {free} bytes free; the run needs {job.size}, running jobs "
-                    f"{promised} more, and minimum_free_space is {self._minimum_free_bytes}"
+                    f"'{self._archive_store.destination}' has {free} bytes free; the run needs {job.size}, "
+                    f"running jobs {promised} more, and minimum_free_space is {self._minimum_free_bytes}"
                 )
             self._jobs[job.run.name] = job

@@ -10,7 +10,7 @@ from dataclasses import replace
 from watcher.archiving.attempt import Attempt, Parts, Settings, growing_pauses
 from watcher.archiving.endings import Outcome, carry_out
 from watcher.archiving.lease import LeaseKeeper
-from watcher.archiving.publication import Shelf
+from watcher.archiving.publication import ArchiveStore
 from watcher.archiving.space import Space
 from watcher.errors import NoSpace, RunNotSettled, WatcherError
 from watcher.job import Job
@@ -28,12 +28,12 @@ class Worker:
         self,
         settings: Settings,
         statusdb: StatusDB,
-        shelf: Shelf,
+        archive_store: ArchiveStore,
         leases: LeaseKeeper,
         pauses: Callable[[], Iterator[float]] = growing_pauses,
     ) -> None:
-        self._parts = Parts(settings, statusdb, shelf, pauses)
-        self._space = Space(shelf, settings.minimum_free_space)
+        self._parts = Parts(settings, statusdb, archive_store, pauses)
+        self._space = Space(archive_store, settings.minimum_free_space)
         self._leases = leases
         self._is_closed = False
 
@@ -76,23 +76,27 @@ class Worker:
         if self._is_closed:  # asked this late: to look through a large run takes a while
             return Outcome.NOT_OURS
         # Before the claim: files that a later claim stages are not among these, and are never removed by this one.
-        former = self._parts.shelf.former(run.name)
+        earlier = self._parts.archive_store.staged_tokens(run.name)
         asked_at = self._leases.now()
         claim = statusdb.claim(run, self._parts.settings.worker_id, document)
         if claim is None:
             return Outcome.NOT_OURS
         _tell_claim(claim)
         with self._leases.hold(claim, job, asked_at) as lease:
-            return carry_out(Attempt(self._parts, replace(claim, former=former), lease, job, still))
+            return carry_out(Attempt(self._parts, replace(claim, earlier_tokens=earlier), lease, job, still))
 
     def may_end(self, run: Run) -> bool:
         """Say whether a stale claim is ours to end, though the run is not here: we made it, or its archive is here.
 
         Raises NoSpace, StatusDBUnavailable.
         """
-        document, shelf, name = self._parts.statusdb.get(run.name) or {}, self._parts.shelf, run.name
+        document, archive_store, name = self._parts.statusdb.get(run.name) or {}, self._parts.archive_store, run.name
         is_own = document.get("worker_id") == self._parts.settings.worker_id
-        return is_own or shelf.has_begun(name) or any(shelf.manifests(name, shelf.former(name)))
+        return (
+            is_own
+            or archive_store.has_begun(name)
+            or any(archive_store.manifests(name, archive_store.staged_tokens(name)))
+        )
 
     @contextmanager
     def _held(self, run: Run) -> Iterator[Stillness | None]:

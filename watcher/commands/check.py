@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from watcher import openpgp, wiring
-from watcher.commands.shared import FAILED, OK, config_path, counted, load, pause, sightings
+from watcher.commands.shared import FAILED, OK, config_path, counted, load, observations, pause
 from watcher.config import Config, check_paths
 from watcher.discovery import file_system_type
 from watcher.errors import ConfigError, WatcherError
@@ -135,7 +135,7 @@ def _check_inotify(config: Config) -> Iterator[Finding]:
         return  # said among the directories
     limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text(encoding="ascii"))
     needed = 1 + sum(1 for _ in config.sequencing_path.iterdir()) + sum(
-        sighting.state is not State.READY for sighting in sightings(config)
+        observation.state is not State.READY for observation in observations(config)
     )  # fmt: skip
     detail = f"{needed} watches needed, fs.inotify.max_user_watches is {limit}"
     more = f"; raise it: sysctl -w fs.inotify.max_user_watches={needed * 4}"

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     loaded = load(options)
     document = statusdb(loaded).demand(options.run)
     manner = Manner(same_owner=options.same_owner, special=options.special)
-    restored = restore(document, wiring.shelf(loaded), options.to.absolute(), loaded.gnupg_home, manner, _warn)
+    restored = restore(document, wiring.archive_store(loaded), options.to.absolute(), loaded.gnupg_home, manner, _warn)
     print(f"restored '{printable(str(restored))}': its digests are those that were recorded")
     return OK
 

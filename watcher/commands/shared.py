@@ -15,7 +15,7 @@ from watcher.daemon import Service, worker_lock
 from watcher.discovery import Observer
 from watcher.metrics import Metrics
 from watcher.model import Status
-from watcher.source import Policy, Sighting
+from watcher.source import Observation, Policy
 from watcher.statusdb import StatusDB
 
 OK, FAILED, MISCONFIGURED, CANCELLED, TERMINATED = 0, 1, 3, 130, 143
@@ -52,7 +52,7 @@ def statusdb(loaded: Config) -> StatusDB:
     return database
 
 
-def sightings(loaded: Config) -> Iterator[Sighting]:
+def observations(loaded: Config) -> Iterator[Observation]:
     """Yield each run directory that is here, with the state of its sentinel."""
     # An observer that was not started has no watches to set: it only looks.
     observer = Observer(

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher.commands import shared
-from watcher.commands.shared import OK, counted, load, sightings
+from watcher.commands.shared import OK, counted, load, observations
 from watcher.config import Config
 from watcher.discovery import collision
 from watcher.journal import printable
@@ -105,15 +105,15 @@ def status(config: Config, everything: bool = False) -> Report:
 
 def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
     ready = []
-    for sighting in sightings(config):
-        path = printable(str(sighting.run.path))
-        bad_name = unusable_name(sighting.run.name)
-        if sighting.state is State.READY and bad_name:
+    for observation in observations(config):
+        path = printable(str(observation.run.path))
+        bad_name = unusable_name(observation.run.name)
+        if observation.state is State.READY and bad_name:
             yield Skipped(path, State.UNUSABLE, bad_name)
-        elif sighting.state is State.READY:
-            ready.append(sighting.run)
-        elif sighting.reason:
-            yield Skipped(path, sighting.state, sighting.reason)
+        elif observation.state is State.READY:
+            ready.append(observation.run)
+        elif observation.reason:
+            yield Skipped(path, observation.state, observation.reason)
     known = statusdb.known(ready)
     for run in ready:
         document = known.get(run.name)

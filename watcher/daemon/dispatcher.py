@@ -42,7 +42,7 @@ class Dispatcher:
         self._open = True
         self._outcomes: Counter[str] = Counter()
 
-    def offer(self, run: Run, stale_rev: str | None = None) -> None:
+    def submit(self, run: Run, stale_rev: str | None = None) -> None:
         """Let a run wait for a free thread. One that runs already waits until that has ended."""
         with self._lock:
             if self._open:
@@ -50,7 +50,7 @@ class Dispatcher:
                 self._waiting[run.name] = (run, stale_rev)
                 self._fill()
 
-    def offer_later(self, run: Run, seconds: float) -> None:
+    def submit_later(self, run: Run, seconds: float) -> None:
         """Offer a run after so many seconds; `release_due` does it."""
         with self._lock:
             if self._open:
@@ -62,7 +62,7 @@ class Dispatcher:
             now = self._clock()
             due = [run for moment, run in self._deferred.values() if moment <= now]
         for run in due:
-            self.offer(run)
+            self.submit(run)
         with self._lock:
             return min((moment - now for moment, _ in self._deferred.values()), default=None)
 
@@ -114,7 +114,7 @@ class Dispatcher:
             outcome = self._work(run, stale_rev)
         except NotTheRunsFault as error:
             logger.warning("waits, not claimed: %s", error, extra={"run": run.name})
-            self.offer_later(run, AWAY_SECONDS)
+            self.submit_later(run, AWAY_SECONDS)
         except Exception:
             logger.exception("a bug kept this run from being worked on", extra={"run": run.name})
         finally:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from watcher.archiving import Sweeper, growing_pauses
+from watcher.archiving import GarbageCollector, growing_pauses
 from watcher.daemon.claims import Claims
 from watcher.daemon.settings import Settings
 from watcher.daemon.waiting import WaitingRuns
-from watcher.discovery import Intake, Noticed, Observer, Places
+from watcher.discovery import Noticed, Observer, Places, Registrar
 from watcher.errors import Interrupted, NotTheRunsFault
 from watcher.statusdb import StatusDB
 
@@ -35,11 +35,11 @@ class Sources:
 
     observer: Observer
     places: Places
-    intake: Intake
+    registrar: Registrar
     statusdb: StatusDB
     waiting: WaitingRuns
     claims: Claims
-    sweeper: Sweeper
+    garbage_collector: GarbageCollector
 
 
 class Rescans:
@@ -94,7 +94,7 @@ class Rescans:
         interval = self._interval()
         self._next_at = started + interval * random.uniform(0.9, 1.1)  # noqa: S311  # hosts must not rescan in step
         try:
-            seen = sources.intake.take(sources.observer.sweep(), Noticed.RESCAN, self._go_on)
+            seen = sources.registrar.register(sources.observer.sweep(), Noticed.RESCAN, self._go_on)
             for document in sources.statusdb.pending():
                 sources.waiting.put(document)
             sources.claims.take_back(self._settings.worker_id)
@@ -112,7 +112,7 @@ class Rescans:
     def _sweep(self) -> None:
         # After the scan: now each run whose finished archive may be adopted has a document.
         try:
-            self._sources.sweeper.sweep()
+            self._sources.garbage_collector.collect()
         except NotTheRunsFault as error:
             logger.warning("debris is left until the next rescan: %s", error)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from watcher import model
-from watcher.archiving import LeaseKeeper, Outcome, Shelf, StaleClaims, Sweeper, Worker, growing_pauses
+from watcher.archiving import ArchiveStore, GarbageCollector, LeaseKeeper, Outcome, StaleClaims, Worker, growing_pauses
 from watcher.daemon import signals
 from watcher.daemon.claims import Claims
 from watcher.daemon.dispatcher import Dispatcher
@@ -24,12 +24,12 @@ from watcher.daemon.rescans import Rescans, Sources
 from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier
 from watcher.daemon.waiting import WaitingRuns
-from watcher.discovery import Feed, Intake, Noticed, Observer, Places
+from watcher.discovery import Feed, Noticed, Observer, Places, Registrar
 from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
 from watcher.journal import printable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
-from watcher.source import Sighting
+from watcher.source import Observation
 from watcher.statusdb import StatusDB
 
 TICK_SECONDS = 2.0
@@ -51,7 +51,7 @@ class Service:
         self,
         settings: Settings,
         statusdb: StatusDB,
-        shelf: Shelf,
+        archive_store: ArchiveStore,
         worker: Worker,
         leases: LeaseKeeper,
         places: Places,
@@ -73,14 +73,20 @@ class Service:
         self._threads: list[threading.Thread] = []
         self._dispatcher = Dispatcher(self._work, settings.jobs)
         self._waiting = WaitingRuns(settings.sequencing_path, statusdb, self._dispatcher)
-        self._observer = observe(on_sighting=self._sighted, on_lost=self._lost)
-        self._intake = Intake(statusdb, self._waiting.put, self._observer.handled, metrics, settings.rules)
-        self._feed = Feed(statusdb, self._changed, self._missed, self._intake.forget_all)
+        self._observer = observe(on_observation=self._observed, on_lost=self._lost)
+        self._registrar = Registrar(statusdb, self._waiting.put, self._observer.stop_watching, metrics, settings.rules)
+        self._feed = Feed(statusdb, self._changed, self._missed, self._registrar.forget_all)
         self._claims = Claims(statusdb, leases, StaleClaims(settings.lease_seconds), self._waiting, abort)
         self._rescans = Rescans(
             settings,
             Sources(
-                self._observer, places, self._intake, statusdb, self._waiting, self._claims, Sweeper(statusdb, shelf)
+                self._observer,
+                places,
+                self._registrar,
+                statusdb,
+                self._waiting,
+                self._claims,
+                GarbageCollector(statusdb, archive_store),
             ),
             self._stopping,
             self._counted,
@@ -95,7 +101,7 @@ class Service:
             self._begin_work()
             self._feed.begin()
             self._start("changes", lambda: self._feed.follow(self._stopping))
-            self._start("intake", lambda: self._intake.follow(self._abort))
+            self._start("registrar", lambda: self._registrar.follow(self._abort))
             self._observer.start()
             self._start("rescan", lambda: self._rescans.follow(self._tell_ready))
             self._watch()
@@ -172,7 +178,7 @@ class Service:
             if thread.name == "rescan":
                 thread.join(RESCAN_END_SECONDS)
         self._observer.stop()
-        self._intake.end()
+        self._registrar.end()
         self._dispatcher.shutdown()
         self._abort.set()
         self._statusdb.close()
@@ -205,16 +211,16 @@ class Service:
 
     def _work(self, run: Run, stale_rev: str | None) -> Outcome:
         # Asked in this thread: a disk that hangs may hold up this run, but not the thread that renews all leases.
-        is_here = self._intake.is_here(run, "pending" if stale_rev is None else "stale")
+        is_here = self._registrar.is_here(run, "pending" if stale_rev is None else "stale")
         if not is_here and (stale_rev is None or not self._worker.may_end(run)):
             return Outcome.NOT_HERE
         outcome = self._worker.work(run, stale_rev)
         if outcome is Outcome.NOT_READY:
-            self._intake.lapsed(self._observer.watch_again(run))
+            self._registrar.no_longer_ready(self._observer.watch_again(run))
         return outcome
 
-    def _sighted(self, sighting: Sighting) -> None:
-        self._intake.put(sighting)
+    def _observed(self, observation: Observation) -> None:
+        self._registrar.put(observation)
 
     def _lost(self, why: str) -> None:
         self._metrics.add("events_lost")
@@ -222,7 +228,7 @@ class Service:
 
     def _changed(self, document: Document) -> None:
         if document.get("_deleted"):
-            self._intake.forget(document["_id"])
+            self._registrar.forget(document["_id"])
             return
         self._leases.changed(document)
         if model.status_of(document) is Status.PENDING:
@@ -230,7 +236,7 @@ class Service:
 
     def _missed(self) -> None:
         """Look at everything anew: documents may have been changed or deleted while nobody followed the changes."""
-        self._intake.forget_all()
+        self._registrar.forget_all()
         self._rescans.ask()
 
     # Words for systemd and the log

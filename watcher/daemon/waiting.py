@@ -24,14 +24,14 @@ class WaitingRuns:
             return
         wait = self._statusdb.seconds_until_due(document)
         if wait > 0:
-            self._dispatcher.offer_later(run, wait)
+            self._dispatcher.submit_later(run, wait)
         else:
-            self._dispatcher.offer(run)
+            self._dispatcher.submit(run)
 
     def put_stale(self, document: Document) -> None:
         """Let a run whose claim is stale wait for a thread, which takes over exactly this revision."""
         if run := self._ours(document):
-            self._dispatcher.offer(run, document["_rev"])
+            self._dispatcher.submit(run, document["_rev"])
 
     def _ours(self, document: Document) -> Run | None:
         """Return the document's run if its path is two levels below our sequencing path. It need not be there."""

@@ -1,6 +1,6 @@
 """How the daemon comes to know of ready runs: by events, by rescans, and by changes of the database.
 
-`Observer` watches the directories and walks them. `Intake` turns what was seen into registered runs, each once.
+`Observer` watches the directories and walks them. `Registrar` turns what was seen into registered runs, each once.
 `Feed` follows the database's changes. `Places` says where events do not come. Nothing here claims a run.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 from watcher.discovery.changes import Feed
 from watcher.discovery.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
 from watcher.discovery.observer import Observer
-from watcher.discovery.registration import Intake, Noticed, collision
+from watcher.discovery.registration import Noticed, Registrar, collision
 
 __all__ = [
     "NETWORK_FILE_SYSTEMS",
     "Feed",
-    "Intake",
     "Noticed",
     "Observer",
     "Places",
+    "Registrar",
     "collision",
     "file_system_type",
     "network_places",

@@ -26,8 +26,8 @@ from watcher.source import (
     RACY_SECONDS,
     SENTINEL,
     SETTLE_SECONDS,
+    Observation,
     Policy,
-    Sighting,
     State,
     inspect,
     inspect_directory,
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """Watches `root/<sequencer>/<run>` and calls `on_sighting` with each run whose sentinel was touched.
+    """Watches `root/<sequencer>/<run>` and calls `on_observation` with each run whose sentinel was touched.
 
-    `on_sighting` runs in one thread, in order. `on_lost` is called when events were lost and a sweep
+    `on_observation` runs in one thread, in order. `on_lost` is called when events were lost and a sweep
     has to find what they would have told. Names in `ignore` are skipped on both levels. A new sentinel
     that nobody closes is looked at after `close_seconds`.
     """
@@ -51,7 +51,7 @@ class Observer:
     def __init__(
         self,
         root: Path,
-        on_sighting: Callable[[Sighting], None],
+        on_observation: Callable[[Observation], None],
         on_lost: Callable[[str], None],
         ignore: Collection[str] = (),
         policy: Policy = Policy.EXIT_CODE,
@@ -61,7 +61,7 @@ class Observer:
         self._root = root
         self._ignore = frozenset(ignore)
         self._policy = policy
-        self._on_sighting = on_sighting
+        self._on_observation = on_observation
         self._on_lost = on_lost
         self.close_seconds = close_seconds
         self.settle_seconds = SETTLE_SECONDS
@@ -69,7 +69,7 @@ class Observer:
         self._observer: BaseObserver | None = None
         self._emitter: Emitter | None = None
         self._complaints: dict[str, str] = {}
-        self._barred: set[str] = set()  # directories that this user could not look into, or not watch
+        self._inaccessible: set[str] = set()  # directories that this user could not look into, or not watch
         self._missing = SimpleQueue[str]()  # what was removed or unmounted where no event will tell that it is back
         self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
         self.overflows = 0
@@ -119,13 +119,13 @@ class Observer:
         emitter = self._emitter
         return emitter.refused if emitter else 0
 
-    def sweep(self) -> Iterator[Sighting]:
+    def sweep(self) -> Iterator[Observation]:
         """Walk all sequencers, make sure that every watch is where it should be, and yield each run's state.
 
         What was lost before the sweep began is found by it; what comes later, by events.
         """
         emitter = self._emitter
-        self._barred.clear()
+        self._inaccessible.clear()
         if emitter:
             emitter.begin_sweep()
         for entry in self._list(str(self._root)):
@@ -133,12 +133,12 @@ class Observer:
         if emitter:
             emitter.end_sweep()
 
-    def handled(self, path: Path) -> None:
+    def stop_watching(self, path: Path) -> None:
         """End the watch on a run whose sentinel has been dealt with."""
         if emitter := self._emitter:  # another thread may stop the observer meanwhile
             emitter.unwatch(str(path))
 
-    def watch_again(self, run: Run) -> Sighting:
+    def watch_again(self, run: Run) -> Observation:
         """Look at a run that was dealt with and is not ready after all; watch it unless it is ready now."""
         return self._sweep_run(str(run.path), may_be_link=True)
 
@@ -167,16 +167,16 @@ class Observer:
             return
         path = f"{directory}/{name}"
         if directory == emitter.root:
-            sightings = list(self._sweep_sequencer(path))
+            observations = list(self._sweep_sequencer(path))
         else:
-            sightings = [self._sweep_run(path, may_be_link=True)]
-        for sighting in sightings:
-            if sighting.state in (State.READY, State.HELD, State.UNUSABLE):
-                emitter.report(str(sighting.run.path))
+            observations = [self._sweep_run(path, may_be_link=True)]
+        for observation in observations:
+            if observation.state in (State.READY, State.HELD, State.UNUSABLE):
+                emitter.report(str(observation.run.path))
 
     def opened(self, path: str) -> None:
         """Look again at a sequencer or a run whose mode or owner has changed, if it was barred until now."""
-        if path in self._barred:
+        if path in self._inaccessible:
             self.arrived(*path.rsplit("/", 1))
 
     def went_away(self, path: str) -> None:
@@ -185,9 +185,9 @@ class Observer:
 
     def touched(self, path: str) -> None:
         """Look at a run whose sentinel has changed, or has had time to settle."""
-        sighting = self._look(path, may_be_link=True)
-        if sighting.state not in (State.ABSENT, State.UNSETTLED):
-            self._on_sighting(sighting)
+        observation = self._look(path, may_be_link=True)
+        if observation.state not in (State.ABSENT, State.UNSETTLED):
+            self._on_observation(observation)
 
     def lost(self, why: str) -> None:
         """Tell that events were lost."""
@@ -200,46 +200,46 @@ class Observer:
             emitter.forget_open()
         self._on_lost("the kernel's event queue overflowed")
 
-    def _sweep_sequencer(self, sequencer: str) -> Iterator[Sighting]:
+    def _sweep_sequencer(self, sequencer: str) -> Iterator[Observation]:
         # Each directory is watched first and then looked at, so that there is no gap.
         if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
             if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
                 self._missing.put(sequencer)  # where it leads is out of our sight
             return
-        self._barred.add(sequencer)  # until it is known to be open and watched: its mode may change in between
+        self._inaccessible.add(sequencer)  # until it is known to be open and watched: its mode may change in between
         if emitter := self._emitter:
             emitter.add(sequencer, SEQUENCER_MASK)
         if may_look_into(sequencer) and (emitter is None or emitter.is_watched(sequencer)):
-            self._barred.discard(sequencer)
+            self._inaccessible.discard(sequencer)
         for entry in self._list(sequencer):
-            sighting = self._sweep_run(entry.path, entry.is_symlink())
-            if sighting.state is not State.ABSENT or not entry.is_symlink():
-                yield sighting
+            observation = self._sweep_run(entry.path, entry.is_symlink())
+            if observation.state is not State.ABSENT or not entry.is_symlink():
+                yield observation
 
-    def _sweep_run(self, path: str, may_be_link: bool) -> Sighting:
-        self._barred.add(path)  # as a sequencer is
-        emitter, sighting = self._emitter, self._look(path, may_be_link)
-        if emitter and sighting.state is State.READY:
+    def _sweep_run(self, path: str, may_be_link: bool) -> Observation:
+        self._inaccessible.add(path)  # as a sequencer is
+        emitter, observation = self._emitter, self._look(path, may_be_link)
+        if emitter and observation.state is State.READY:
             emitter.unwatch(path)
         elif emitter and emitter.add(path, RUN_MASK):
-            sighting = self._look(path, may_be_link)
-        if sighting.state is State.READY or (emitter and emitter.is_watched(path) and not sighting.is_denied):
-            self._barred.discard(path)
-        return sighting
+            observation = self._look(path, may_be_link)
+        if observation.state is State.READY or (emitter and emitter.is_watched(path) and not observation.is_denied):
+            self._inaccessible.discard(path)
+        return observation
 
-    def _look(self, path: str, may_be_link: bool) -> Sighting:
-        emitter, sighting = self._emitter, self._inspect(path, may_be_link)
-        is_legible = sighting.state in (State.READY, State.HELD)
-        if emitter and is_legible and not sighting.is_whole and emitter.is_open(path):
-            return Sighting(sighting.run, State.UNSETTLED)
-        if emitter and sighting.state is State.UNSETTLED:
-            if sighting.is_denied:
-                emitter.report_later(path, RACY_SECONDS, lambda: path in self._barred)
+    def _look(self, path: str, may_be_link: bool) -> Observation:
+        emitter, observation = self._emitter, self._inspect(path, may_be_link)
+        is_legible = observation.state in (State.READY, State.HELD)
+        if emitter and is_legible and not observation.is_whole and emitter.is_open(path):
+            return Observation(observation.run, State.UNSETTLED)
+        if emitter and observation.state is State.UNSETTLED:
+            if observation.is_denied:
+                emitter.report_later(path, RACY_SECONDS, lambda: path in self._inaccessible)
             else:
                 emitter.report_later(path, SETTLE_SECONDS)
-        return sighting
+        return observation
 
-    def _inspect(self, path: str, may_be_link: bool) -> Sighting:
+    def _inspect(self, path: str, may_be_link: bool) -> Observation:
         run = Run(Path(path))
         if may_be_link:
             return inspect(run.path, self._policy, self._now)
@@ -268,7 +268,7 @@ class Observer:
 
 
 class _Handler(FileSystemEventHandler):
-    """watchdog's side of a sighting: an event names a sentinel to look at."""
+    """watchdog's side of a observation: an event names a sentinel to look at."""
 
     def __init__(self, tree: Observer) -> None:
         self._tree = tree

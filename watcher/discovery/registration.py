@@ -13,17 +13,19 @@ from enum import StrEnum
 from pathlib import Path
 
 from watcher import model
+from watcher.discovery.comparison import change_since_archived
+from watcher.discovery.known import KnownRuns
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status, path_of
-from watcher.source import Rules, Sighting, State, has_same_top, unusable_name
+from watcher.source import Observation, Rules, State, unusable_name
 from watcher.statusdb import StatusDB
 
 BATCH = 1000
-"""Sightings registered in one request, when so many wait."""
+"""Observations registered in one request, when so many wait."""
 
 REQUESTS_AT_ONCE = 2
-"""The database answers one while the last answer is dealt with, and the next thousand sightings are collected."""
+"""The database answers one while the last answer is dealt with, and the next thousand observations are collected."""
 
 RETRY_SECONDS = 5.0
 """Between tries to register while the database is away."""
@@ -41,38 +43,33 @@ class Noticed(StrEnum):
     DATABASE = "database"
 
 
-class Intake:
-    """Registers runs. `offer` takes each pending document that comes to light, `handled` each run done with."""
+class Registrar:
+    """Registers runs. `submit` takes each pending document that comes to light, `stop_watching` each run done with."""
 
     def __init__(
         self,
         statusdb: StatusDB,
-        offer: Callable[[Document], None],
-        handled: Callable[[Path], None],
+        submit: Callable[[Document], None],
+        stop_watching: Callable[[Path], None],
         metrics: Metrics,
         rules: Rules | None = None,
     ) -> None:
         self._statusdb = statusdb
-        self._rules = rules or Rules()
-        self._offer = offer
-        self._handled = handled
+        self._submit = submit
+        self._stop_watching = stop_watching
         self._metrics = metrics
-        self._versions: dict[str, int] = {}  # of those: hashes of what they were like when they were last looked up
-        self._known: dict[str, str] = {}  # names and paths of runs that are, or were, here and in the database
-        self._doubtful: set[str] = set()  # of those: may have been deleted since they were told of; a rescan asks
-        self._forgotten = 0
-        self._lock = threading.Lock()
-        self._asking: set[str] = set()
-        self._told: dict[Path, str] = {}
-        self._sightings: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
+        self._rules = rules or Rules()
+        self._known = KnownRuns()
+        self._reasons: dict[Path, str] = {}  # why runs are not archived, as the log has it already
+        self._observations: queue.SimpleQueue[Observation | None] = queue.SimpleQueue()
 
-    def put(self, sighting: Sighting) -> None:
-        """Take a sighting that an event caused; `follow` registers it."""
-        self._sightings.put(sighting)
+    def put(self, observation: Observation) -> None:
+        """Take an observation that an event caused; `follow` registers it."""
+        self._observations.put(observation)
 
     def end(self) -> None:
         """Make `follow` return."""
-        self._sightings.put(None)
+        self._observations.put(None)
 
     def follow(self, stop: threading.Event) -> None:
         """Register what `put` brings, as much in one request as has come meanwhile, until `end` or `stop`."""
@@ -80,7 +77,7 @@ class Intake:
             batch, more = self._next()
             while batch and not stop.is_set():
                 try:
-                    self.take(batch, Noticed.EVENT)
+                    self.register(batch, Noticed.EVENT)
                     batch = []
                 except StatusDBUnavailable as error:
                     logger.warning("%d runs wait to be registered: %s", len(batch), error)
@@ -88,29 +85,31 @@ class Intake:
             if not more:
                 return
 
-    def _next(self) -> tuple[list[Sighting], bool]:
-        batch: list[Sighting] = []
-        sighting = self._sightings.get()
-        while sighting is not None:
-            batch.append(sighting)
-            if len(batch) == BATCH or self._sightings.empty():
+    def _next(self) -> tuple[list[Observation], bool]:
+        batch: list[Observation] = []
+        observation = self._observations.get()
+        while observation is not None:
+            batch.append(observation)
+            if len(batch) == BATCH or self._observations.empty():
                 return batch, True
-            sighting = self._sightings.get()
+            observation = self._observations.get()
         return batch, False
 
-    def take(self, sightings: Iterable[Sighting], noticed: Noticed, go_on: Callable[[], None] = lambda: None) -> int:
-        """Register the ready runs among the sightings, offer those that are pending; return how many sightings came.
+    def register(
+        self, observations: Iterable[Observation], noticed: Noticed, go_on: Callable[[], None] = lambda: None
+    ) -> int:
+        """Register the ready runs among the observations, and submit the pending ones; return how many were observed.
 
-        `go_on` is called after each sighting, and may raise to end it. Raises StatusDBUnavailable; then all of it may
-        be done again.
+        `go_on` is called after each observation; what it raises ends the work. Raises StatusDBUnavailable; then
+        everything may be done again.
         """
-        seen, ready = 0, list[Sighting]()
+        seen, ready = 0, list[Observation]()
         asked: deque[Future[None]] = deque()
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, "register") as beside:
-            for sighting in sightings:
+            for observation in observations:
                 seen += 1
-                if self._is_news(sighting, noticed) and self._is_acceptable(sighting):
-                    ready.append(sighting)
+                if self._is_news(observation, noticed) and self._is_acceptable(observation):
+                    ready.append(observation)
                 if len(ready) == BATCH:
                     if len(asked) == REQUESTS_AT_ONCE:
                         asked.popleft().result()
@@ -122,135 +121,101 @@ class Intake:
         self._register(ready, noticed)
         return seen
 
-    def _is_news(self, sighting: Sighting, noticed: Noticed) -> bool:
-        # A rescan sees all runs there are; those that are known come out of the database if they are pending.
-        name, path = sighting.run.name, str(sighting.run.path)
-        is_known = sighting.state is State.READY and self._known.get(name) == path and name not in self._doubtful
-        is_known &= self._versions.get(name) == hash(sighting.version)
+    def _is_news(self, observation: Observation, noticed: Noticed) -> bool:
+        # A rescan sees all runs. Those that are known come out of the database if they are pending.
+        is_known = observation.state is State.READY and self._known.has(observation)
         return noticed is not Noticed.RESCAN or not is_known
 
-    def lapsed(self, sighting: Sighting) -> None:
-        """Take a registered run that was not ready when its turn came: tell why, or offer it if it is ready again.
+    def no_longer_ready(self, observation: Observation) -> None:
+        """Take a registered run that was not ready when its turn came: log why, or submit it if it is ready again.
 
         Raises StatusDBUnavailable.
         """
-        if sighting.state is State.ABSENT:
-            is_there = os.path.isdir(sighting.run.path)  # noqa: PTH112  # Path's own may raise
-            self._tell(logging.WARNING, sighting.run, "its sentinel is gone" if is_there else "it is gone itself")
+        if observation.state is State.ABSENT:
+            is_there = os.path.isdir(observation.run.path)  # noqa: PTH112  # Path's own may raise
+            self._log_once(
+                logging.WARNING, observation.run, "its sentinel is gone" if is_there else "it is gone itself"
+            )
         else:
-            self.take([sighting], Noticed.EVENT)
+            self.register([observation], Noticed.EVENT)
 
     def is_here(self, run: Run, what: str) -> bool:
         """Say whether a run that the database told of is here, or was; log `what` it is if that is news.
 
         What is not here is another machine's, and nothing to speak of.
         """
-        with self._lock:
-            if self._known.get(run.name) == str(run.path) or run.name in self._asking:
-                return True
+        if self._known.has_heard_of(run):
+            return True
         if not os.path.isdir(run.path):  # noqa: PTH112  # Path's own may raise
             return False
-        with self._lock:
-            self._known[run.name] = str(run.path)
-            self._doubtful.add(run.name)
+        self._known.add_doubtful(run)
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
         logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra={"run": run.name})
         return True
 
     def forget(self, name: str) -> None:
         """Note that a run's document was deleted: the next rescan registers it again."""
-        with self._lock:
-            self._forgotten += 1
-            self._known.pop(name, None)
-            self._versions.pop(name, None)
-            self._doubtful.discard(name)
+        self._known.forget(name)
 
     def forget_all(self) -> None:
         """Note that documents may have been deleted unseen: the next rescan asks for all of them."""
-        with self._lock:
-            self._forgotten += 1
-            self._known.clear()
-            self._versions.clear()
-            self._doubtful.clear()
+        self._known.forget_all()
 
-    def _register(self, sightings: list[Sighting], noticed: Noticed) -> None:
-        runs = [sighting.run for sighting in sightings]
-        names, paths = {run.name for run in runs}, {str(run.path) for run in runs}
-        forgotten = self._forgotten
-        self._asking |= names  # so that what the database tells of our own writes is not news
+    def _register(self, observations: list[Observation], noticed: Noticed) -> None:
+        runs = [observation.run for observation in observations]
+        begun = self._known.begin(runs)
         try:
             registration = self._statusdb.register(runs)
-            with self._lock:
-                known = {document["_id"]: str(path_of(document)) for document in registration.known}
-                self._known |= {name: path for name, path in known.items() if path in paths}
-                if self._forgotten == forgotten:
-                    self._doubtful -= names
-                else:
-                    self._doubtful |= names
+            self._known.add(runs, registration.known, begun)
         finally:
-            self._asking -= names
+            self._known.end(runs)
         for run in registration.new:
             self._metrics.add(f"noticed_by_{noticed}")
             logger.info("registered '%s', noticed by %s", run.path, noticed, extra={"run": run.name})
         collided = {run.path: collision(run, document) for run, document in registration.collisions}
         for run in runs:
             if run.path in collided:
-                self._tell(logging.ERROR, run, collided[run.path])
+                self._log_once(logging.ERROR, run, collided[run.path])
             else:
-                self._told.pop(run.path, None)
-            self._handled(run.path)
-        self._compare_all(sightings, registration.known)
-        # Offered last: if a run turns out not to be ready any more, it is watched again, and stays so.
+                self._reasons.pop(run.path, None)
+            self._stop_watching(run.path)
+        self._compare_all(observations, registration.known)
+        # Submitted last: a run that turns out not to be ready is watched again, and its watch must not be ended here.
         for document in registration.known:
             if model.status_of(document) is Status.PENDING:
-                self._offer(document)
+                self._submit(document)
 
-    def _compare_all(self, sightings: list[Sighting], documents: Iterable[Document]) -> None:
+    def _compare_all(self, observations: list[Observation], documents: Iterable[Document]) -> None:
         by_path = {path_of(document): document for document in documents}
-        for sighting in sightings:
-            if sighting.run.path in by_path:
-                self._compare(sighting, by_path[sighting.run.path])
-                with self._lock:  # not before: with the database away, the next rescan compares again
-                    self._versions[sighting.run.name] = hash(sighting.version)
+        for observation in observations:
+            if observation.run.path in by_path:
+                self._compare(observation, by_path[observation.run.path])
+                # Not before it was compared: if the database is away, the next rescan compares again.
+                self._known.add_version(observation)
 
-    def _compare(self, sighting: Sighting, document: Document) -> None:
-        """Say in the log and in the document if an archived run is not what was archived any more."""
-        run, version = sighting.run, sighting.version
-        if version is None or model.status_of(document) is not Status.ENCRYPTED:
-            return
-        archive = document.get("archive") or {}
-        was = archive.get("sentinel")
-        if was and was != version.sentinel:
-            change = "its sentinel was written again"
-        elif self._has_same_top(run, version.top_ns, archive.get("top") or ""):
-            return
-        else:
-            change = "its top directory holds something else"
-        self._statusdb.mark_changed(document)
-        logger.warning(
-            "'%s' is not what was archived any more: %s; keep it, and see `changed` in the README", run.path, change,
-            extra={"run": run.name},
-        )  # fmt: skip
+    def _compare(self, observation: Observation, document: Document) -> None:
+        """Log and mark in the document that an archived run is not what was archived any more."""
+        run = observation.run
+        if change := change_since_archived(observation, document, self._rules):
+            self._statusdb.mark_changed(document)
+            logger.warning(
+                "'%s' is not what was archived any more: %s; keep it, and see 'changed' in docs/operation.md",
+                run.path, change, extra={"run": run.name},
+            )  # fmt: skip
 
-    def _has_same_top(self, run: Run, changed_ns: int, archived: str) -> bool:
-        try:
-            return has_same_top(run.path, changed_ns, archived, self._rules)
-        except OSError:
-            return True  # the run is gone, or cannot be looked at: the next rescan sees
-
-    def _is_acceptable(self, sighting: Sighting) -> bool:
-        reason, level = sighting.reason, logging.ERROR
-        if sighting.state is State.READY:
-            reason = unusable_name(sighting.run.name) or ""
-        elif sighting.state is State.HELD:
+    def _is_acceptable(self, observation: Observation) -> bool:
+        reason, level = observation.reason, logging.ERROR
+        if observation.state is State.READY:
+            reason = unusable_name(observation.run.name) or ""
+        elif observation.state is State.HELD:
             level = logging.WARNING
         if reason:
-            self._tell(level, sighting.run, reason)
-        return sighting.state is State.READY and not reason
+            self._log_once(level, observation.run, reason)
+        return observation.state is State.READY and not reason
 
-    def _tell(self, level: int, run: Run, reason: str) -> None:
-        if self._told.get(run.path) != reason:
-            self._told[run.path] = reason
+    def _log_once(self, level: int, run: Run, reason: str) -> None:
+        if self._reasons.get(run.path) != reason:
+            self._reasons[run.path] = reason
             logger.log(level, "'%s' is not archived: %s", run.path, reason, extra={"run": run.name})
 
 

@@ -63,14 +63,14 @@ class Run:
 class Claim:
     """The right to work on a run, as acquired: `document` is what the claim wrote, `previous` what it met.
 
-    `former` are the tokens of whatever was staged for the run before it was claimed.
+    `earlier_tokens` are those of all files that were staged for the run before it was claimed.
     """
 
     run: Run
     token: str
     document: Document
     previous: Document
-    former: tuple[str, ...] = ()
+    earlier_tokens: tuple[str, ...] = ()
 
     @property
     def announced(self) -> Archive | None:

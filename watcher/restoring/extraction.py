@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
 from watcher import journal, openpgp
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.errors import RestoreFailed, UnknownRun, WatcherError
 from watcher.job import Job
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
@@ -49,7 +49,7 @@ AS_USUAL = Manner()
 
 def restore(
     document: Document,
-    shelf: Shelf,
+    archive_store: ArchiveStore,
     to: Path,
     home: Path | None = None,
     manner: Manner = AS_USUAL,
@@ -70,9 +70,9 @@ def restore(
         raise RestoreFailed(f"'{target}' exists and is not overwritten; choose another directory")
     guard = Guard(name, manner.special)
     try:
-        _refuse_other_files(archive, name, shelf)
+        _refuse_other_files(archive, name, archive_store)
         with _directory(to) as place, _workshop(place, to, warn) as work:
-            _extract(archive, guard, name, shelf, work, home, manner)
+            _extract(archive, guard, name, archive_store, work, home, manner)
             _move(name, work, place)
     except (OSError, WatcherError) as error:
         raise RestoreFailed(journal.printable(f"run '{name}' is not restored: {error}")) from error
@@ -96,20 +96,23 @@ def _recorded(document: Document) -> Archive:
         ) from None
 
 
-def _refuse_other_files(archive: Archive, name: str, shelf: Shelf) -> None:
-    for named, own in (archive.file, shelf.final_archive(name)), (archive.key_file, shelf.final_key(name)):
+def _refuse_other_files(archive: Archive, name: str, archive_store: ArchiveStore) -> None:
+    for named, own in (
+        (archive.file, archive_store.final_archive(name)),
+        (archive.key_file, archive_store.final_key(name)),
+    ):
         if named != own.name:
             raise RestoreFailed(f"its document names the file '{named}' instead of '{own.name}'; who wrote that?")
 
 
 def _extract(
-    archive: Archive, guard: Guard, name: str, shelf: Shelf, work: int, home: Path | None, manner: Manner
+    archive: Archive, guard: Guard, name: str, archive_store: ArchiveStore, work: int, home: Path | None, manner: Manner
 ) -> None:
-    with _opened(shelf.final_key(name)) as wrapped:
+    with _opened(archive_store.final_key(name)) as wrapped:
         key = openpgp.unwrap(wrapped.read(MAX_KEY_BYTES), home)
     job = Job(Run(Path(name)))
     job.enter(Phase.VALIDATING, archive.size)
-    stored = shelf.final_archive(name)
+    stored = archive_store.final_archive(name)
     with (
         _opened(stored) as file,
         tempfile.TemporaryFile() as words,

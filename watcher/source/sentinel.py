@@ -58,7 +58,7 @@ class Version(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class Observation:
     """A run directory and the state of its sentinel; `reason` says why a held or unusable one is so.
 
     `is_denied`: this user may not look; the run is unusable, or unsettled while it was changed just now.
@@ -74,7 +74,7 @@ class Sighting:
     version: Version | None = None
 
 
-def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Sighting:
+def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], float] = time.time) -> Observation:
     """Return what the sentinel of the run directory `path` says; a run that is not there has none.
 
     `now` is in seconds since the epoch, like a file's times. Never follows a symbolic link: a linked
@@ -83,12 +83,12 @@ def inspect(path: Path, policy: Policy = Policy.EXIT_CODE, now: Callable[[], flo
     run = Run(path)
     if os.path.islink(path):  # noqa: PTH114  # Path's own raises where a directory above may not be searched
         if os.path.lexists(path / SENTINEL):
-            return Sighting(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
-        return Sighting(run, State.ABSENT)
+            return Observation(run, State.UNUSABLE, "the run is a symbolic link; only real directories are archived")
+        return Observation(run, State.ABSENT)
     return inspect_directory(run, policy, now, set())
 
 
-def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: set[int]) -> Sighting:
+def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: set[int]) -> Observation:
     """Return what `inspect` does for a `run` that is known to be no link, and remember ready sentinels in `seen`.
 
     A sentinel that is in `seen`, unchanged since, is not read again.
@@ -99,17 +99,17 @@ def inspect_directory(run: Run, policy: Policy, now: Callable[[], float], seen: 
         if stat.S_ISLNK(status.st_mode):
             return _linked(run, policy)
         if not stat.S_ISREG(status.st_mode):
-            return Sighting(run, State.UNUSABLE, "the sentinel is not a file")
+            return Observation(run, State.UNUSABLE, "the sentinel is not a file")
         mark = hash((sentinel, status.st_ino, status.st_ctime_ns))
-        moment, sighting = now(), Sighting(run, State.READY)
+        moment, observation = now(), Observation(run, State.READY)
         if policy is Policy.EXIT_CODE and mark not in seen:
-            sighting = _by_content(run, sentinel, moment, now)
-            if sighting.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
+            observation = _by_content(run, sentinel, moment, now)
+            if observation.state is State.READY and abs(moment - status.st_ctime) > RACY_SECONDS:
                 seen.add(mark)
-        return replace(sighting, version=_version(run, status)) if sighting.state is State.READY else sighting
+        return replace(observation, version=_version(run, status)) if observation.state is State.READY else observation
     except OSError as error:
         if error.errno in NOT_THERE:
-            return Sighting(run, State.ABSENT)
+            return Observation(run, State.ABSENT)
         return _unreadable(run, error, now())
 
 
@@ -129,12 +129,12 @@ def _moments(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def _unreadable(run: Run, error: OSError, now: float) -> Sighting:
+def _unreadable(run: Run, error: OSError, now: float) -> Observation:
     is_denied = error.errno == errno.EACCES
     if is_denied and _has_just_changed(run, now):
-        return Sighting(run, State.UNSETTLED, is_denied=True)
+        return Observation(run, State.UNSETTLED, is_denied=True)
     reason = f"the sentinel cannot be read: {error.strerror}; let this user read it"
-    return Sighting(run, State.UNUSABLE, reason, is_denied)
+    return Observation(run, State.UNUSABLE, reason, is_denied)
 
 
 def _has_just_changed(run: Run, now: float) -> bool:
@@ -144,7 +144,7 @@ def _has_just_changed(run: Run, now: float) -> bool:
         return False
 
 
-def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]) -> Sighting:
+def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]) -> Observation:
     # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
     descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -154,11 +154,11 @@ def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]
         os.close(descriptor)
     # Both moments count: it may have been emptied between them, however long this process was held up there.
     if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
-        return Sighting(run, State.UNSETTLED)
+        return Observation(run, State.UNSETTLED)
     is_all, is_whole = len(content) <= SENTINEL_BYTES, content.endswith(b"\n")
     if not content or (is_all and content.strip() == b"0"):
-        return Sighting(run, State.READY, is_whole=is_whole)
-    return Sighting(run, State.HELD, _why_held(content[:SENTINEL_BYTES], is_all), is_whole=is_whole)
+        return Observation(run, State.READY, is_whole=is_whole)
+    return Observation(run, State.HELD, _why_held(content[:SENTINEL_BYTES], is_all), is_whole=is_whole)
 
 
 def _why_held(content: bytes, is_all: bool) -> str:
@@ -171,10 +171,10 @@ def _why_held(content: bytes, is_all: bool) -> str:
     return f"the sentinel holds {shown}, which is no exit code; write 0 into it when the transfer is complete"
 
 
-def _linked(run: Run, policy: Policy) -> Sighting:
+def _linked(run: Run, policy: Policy) -> Observation:
     if policy is Policy.PRESENCE:
-        return Sighting(run, State.READY)
-    return Sighting(run, State.HELD, "the sentinel is a symbolic link, which is not read; put a file there")
+        return Observation(run, State.READY)
+    return Observation(run, State.HELD, "the sentinel is a symbolic link, which is not read; put a file there")
 
 
 def version(path: Path) -> str | None:

@@ -15,16 +15,16 @@ from typing import Any
 
 import yaml
 from couchdb_server import Database
-from facility import Daemon, Site, assert_same_tree, gpg, never_stop, wait_until
+from sites import Daemon, Site, assert_same_tree, gpg, never_stop, wait_until
 
-from watcher.archiving import Shelf
+from watcher.archiving import ArchiveStore
 from watcher.model import Document
 from watcher.statusdb import CouchDBStore, Login, StatusDB
 
 LEASE_SECONDS = 1.5
 """Long enough for a renewal on a busy machine, short enough for a hundred take-overs in CI."""
 
-Trigger = Callable[["Hall", str], bool]
+Trigger = Callable[["Cluster", str], bool]
 
 
 def say(line: str) -> None:
@@ -39,7 +39,7 @@ def seeded(name: str) -> random.Random:
     return random.Random(f"{name} {seed}")
 
 
-class Hall:
+class Cluster:
     """A site, its daemons by worker id, and the runs that were completed in it."""
 
     def __init__(self, site: Site, database: Database | None = None, url: str | None = None, **options: Any) -> None:
@@ -185,17 +185,17 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
 # Steps of the story as an onlooker sees them. Each is true from its step on.
 
 
-def _document(hall: Hall, name: str) -> Document:
-    return hall.statusdb().get(name) or {}
+def _document(cluster: Cluster, name: str) -> Document:
+    return cluster.statusdb().get(name) or {}
 
 
 def _is(*statuses: str) -> Trigger:
-    return lambda hall, name: _document(hall, name).get("status") in statuses
+    return lambda cluster, name: _document(cluster, name).get("status") in statuses
 
 
 def _staged(suffix: str, at_least: int = 0) -> Trigger:
-    def look(hall: Hall, name: str) -> bool:
-        places = (hall.site.archives, hall.site.keys)
+    def look(cluster: Cluster, name: str) -> bool:
+        places = (cluster.site.archives, cluster.site.keys)
         found = [path for place in places for path in place.glob(f".{name}.*{suffix}.partial")]
         with suppress(OSError):
             return any(path.stat().st_size >= at_least for path in found)
@@ -204,8 +204,8 @@ def _staged(suffix: str, at_least: int = 0) -> Trigger:
     return look
 
 
-def _validates(hall: Hall, _name: str) -> bool:
-    return any("--decrypt" in line for line in hall.children())
+def _validates(cluster: Cluster, _name: str) -> bool:
+    return any("--decrypt" in line for line in cluster.children())
 
 
 STEPS: dict[str, Trigger] = {
@@ -216,21 +216,23 @@ STEPS: dict[str, Trigger] = {
     "validating": _validates,
     "key staged": _staged(".key.gpg"),
     "manifest staged": _staged(".manifest"),
-    "announced": lambda hall, name: "archive" in _document(hall, name),
-    "key named": lambda hall, name: Shelf(hall.site.archives, hall.site.keys).final_key(name).exists(),
-    "archive named": lambda hall, name: Shelf(hall.site.archives, hall.site.keys).final_archive(name).exists(),
+    "announced": lambda cluster, name: "archive" in _document(cluster, name),
+    "key named": lambda cluster, name: ArchiveStore(cluster.site.archives, cluster.site.keys).final_key(name).exists(),
+    "archive named": lambda cluster, name: (
+        ArchiveStore(cluster.site.archives, cluster.site.keys).final_archive(name).exists()
+    ),
     "recorded": _is("encrypted"),
 }
 
 
-def await_step(hall: Hall, name: str, step: str) -> None:
+def await_step(cluster: Cluster, name: str, step: str) -> None:
     """Return as soon as the run has come to the step, or, which is counted as missed, is over."""
     reached, is_over = STEPS[step], STEPS["archive named"]
-    while not reached(hall, name):
-        if step != "recorded" and is_over(hall, name):
-            hall.missed += 1
+    while not reached(cluster, name):
+        if step != "recorded" and is_over(cluster, name):
+            cluster.missed += 1
             return
-        for daemon in hall.daemons.values():
+        for daemon in cluster.daemons.values():
             assert daemon.process.poll() is None, daemon.log
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from facility import Site
+from sites import Site
 
-from watcher.archiving import LeaseKeeper, Outcome, Settings, Shelf, Worker
+from watcher.archiving import ArchiveStore, LeaseKeeper, Outcome, Settings, Worker
 from watcher.model import Document, Run
 from watcher.statusdb import DocumentStore, StatusDB
 
@@ -85,7 +85,7 @@ class Bench:
 
     site: Site
     make_store: Callable[[], Any]
-    shelf: Any
+    archive_store: Any
     settings: Settings
     now: WallClock
     pauses: Callable[[], Iterator[float]] = no_pauses
@@ -97,15 +97,15 @@ class Bench:
         maker = make_store or site.store
         maker().prepare()
         settings = Settings(worker_id="worker_1", receiver=site.recipient, gnupg_home=site.gnupg)
-        return cls(site, maker, Shelf(site.archives, site.keys), settings, WallClock())
+        return cls(site, maker, ArchiveStore(site.archives, site.keys), settings, WallClock())
 
     def other(self, **settings: Any) -> Bench:
         """Return the same with other settings."""
         return replace(self, settings=replace(self.settings, **settings))
 
-    def with_shelf(self, method: str, action: Action, **when: Any) -> Bench:
-        """Return the same with one call of the shelf intercepted."""
-        return replace(self, shelf=Intercepted(self.shelf, method, action, **when))
+    def with_archive_store(self, method: str, action: Action, **when: Any) -> Bench:
+        """Return the same with one call of the archive_store intercepted."""
+        return replace(self, archive_store=Intercepted(self.archive_store, method, action, **when))
 
     def with_store(self, method: str, action: Action, **when: Any) -> Bench:
         """Return the same with one call of the document store intercepted, anew for each `work`."""
@@ -119,7 +119,7 @@ class Bench:
     def worker(self) -> Worker:
         """Return the worker."""
         statusdb = self.statusdb()
-        return Worker(self.settings, statusdb, self.shelf, LeaseKeeper(statusdb, 300.0), self.pauses)
+        return Worker(self.settings, statusdb, self.archive_store, LeaseKeeper(statusdb, 300.0), self.pauses)
 
     def ready_run(self, name: str = "run_001", size: int = 100_000) -> Run:
         """Make a run with its sentinel, and register it."""
