@@ -18,7 +18,7 @@ from typing import Any
 
 from watcher.source import SENTINEL
 
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 0.3
 
 
 def prefix(*mishaps: str) -> tuple[str, str, str]:
@@ -38,7 +38,7 @@ def thread_ends() -> None:
 
 
 def slow_disk() -> None:
-    """Each look at a sentinel takes a second."""
+    """Each look at a sentinel takes longer than a period of `QUICK`."""
     real = os.lstat
 
     def lstat(path: Any, **options: Any) -> os.stat_result:

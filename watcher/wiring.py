@@ -12,7 +12,7 @@ from pathlib import Path
 from watcher import archiving, openpgp
 from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
-from watcher.daemon import Notifier, Service, Settings, lock_file, mark
+from watcher.daemon import Notifier, Service, Settings, lock_file, mark, watchdog_seconds
 from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, file_system_type, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
@@ -106,6 +106,7 @@ def service(config: Config, metrics: Metrics) -> Service:
             lease_seconds=config.lease_seconds,
             jobs=config.max_concurrent_jobs,
             rules=_rules(config),
+            watchdog_seconds=watchdog_seconds(os.environ),
         ),
         database,
         place,

@@ -231,10 +231,15 @@ def test_systemd_is_told_of_the_start_the_state_and_the_end(site: Site, tmp_path
             told.append(channel.recv(4096).decode())
 
 
+QUICK = {"WATCHDOG_USEC": "400000"}
+"""systemd wants a sign of life every 0.4 s, and gets one every 0.2 s."""
+
+
 def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd: Systemd) -> None:
     for number in range(4):
         site.make_run(f"run_{number}")
-    site.start(prefix=prefix("slow_disk"), NOTIFY_SOCKET=systemd.address).wait_ready()
+    site.start(prefix=prefix("slow_disk"), NOTIFY_SOCKET=systemd.address, **QUICK)
+    wait_until(lambda: systemd.count("READY=1"), "the first rescan to end")
     told = systemd.listen()
     before_ready = told[: next(number for number, text in enumerate(told) if "READY=1" in text)]
     assert [text for text in before_ready if "WATCHDOG=1" in text]
@@ -243,7 +248,7 @@ def test_the_watchdog_is_fed_in_the_middle_of_a_long_rescan(site: Site, systemd:
 @pytest.mark.parametrize("name", ["lease", "stalls", "rescan", "changes", "registrar", "worker_0"])
 def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Systemd, name: str) -> None:
     site.configure(lease_seconds=1)
-    daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address).wait_ready()
+    daemon = site.start(prefix=prefix("thread_ends"), THREAD=name, NOTIFY_SOCKET=systemd.address, **QUICK).wait_ready()
     site.complete(site.make_run("run_001"))
     site.wait_for("run_001")
     before = len(systemd.listen())
@@ -262,7 +267,7 @@ def test_the_watchdog_is_not_fed_in_the_middle_of_a_rescan_once_a_thread_has_die
     for number in range(5):
         site.make_run(f"run_{number}")
     mishaps = prefix("slow_disk", "thread_ends")
-    daemon = site.start(prefix=mishaps, THREAD="changes", NOTIFY_SOCKET=systemd.address)
+    daemon = site.start(prefix=mishaps, THREAD="changes", NOTIFY_SOCKET=systemd.address, **QUICK)
     wait_until(lambda: systemd.count("WATCHDOG=1"), "the rescan to feed the watchdog")
     daemon.signal(signal.SIGUSR1)
     daemon.wait_for_log("threads have died: changes;")

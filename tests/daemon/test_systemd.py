@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 from machine import no_descriptors
 from sites import Systemd
 
-from watcher.daemon import Notifier
+from watcher.daemon import Notifier, watchdog_seconds
 
 
 def test_without_systemd_nothing_is_sent() -> None:
@@ -37,3 +38,20 @@ def test_a_state_that_is_told_only_once_and_was_not_heard_goes_with_the_next_one
     for _ in range(2):
         notifier.send("WATCHDOG=1", "STATUS=idle")
     assert systemd.listen() == [f"{state}\nWATCHDOG=1\nSTATUS=idle", "WATCHDOG=1\nSTATUS=idle"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 60.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}, 60.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_has_the_period_that_systemd_gave_this_process(
+    environ: dict[str, str], seconds: float | None
+) -> None:
+    assert watchdog_seconds(environ) == seconds

@@ -33,7 +33,7 @@ from watcher.source import Observation
 from watcher.statusdb import StatusDB
 
 TICK_SECONDS = 2.0
-"""How often the main thread looks at the others, and feeds the watchdog."""
+"""How often the main thread looks at the others, and feeds the watchdog; more often if systemd wants that."""
 
 ABORT_SECONDS = 4.0
 """After the second signal children have so long to end, and claims to be given back."""
@@ -69,6 +69,8 @@ class Service:
         self._abort = abort
         self._stopping = threading.Event()
         self._exit_code = 0
+        # Twice in each of systemd's periods, as sd_watchdog_enabled(3) recommends.
+        self._tick_seconds = min(TICK_SECONDS, (settings.watchdog_seconds or 2 * TICK_SECONDS) / 2)
         self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._dispatcher = Dispatcher(self._work, settings.jobs)
@@ -151,7 +153,7 @@ class Service:
         while not self._stopping.is_set():
             self._look_after_threads()
             due = self._dispatcher.release_due()
-            wait = min(TICK_SECONDS, due if due is not None else TICK_SECONDS)
+            wait = min(self._tick_seconds, due if due is not None else self._tick_seconds)
             try:
                 reasons = {self._inbox.get(timeout=max(wait, 0.0))}
             except queue.Empty:

@@ -10,7 +10,7 @@ from watcher.source import Rules
 
 @dataclass(frozen=True)
 class Settings:
-    """Times are in seconds."""
+    """Times are in seconds. `watchdog_seconds` is what systemd gives the daemon; None without a watchdog."""
 
     worker_id: str
     sequencing_path: Path
@@ -20,3 +20,4 @@ class Settings:
     lease_seconds: float
     jobs: int
     rules: Rules = field(default_factory=Rules)
+    watchdog_seconds: float | None = None

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
+from collections.abc import Mapping
 
 _TOLD_ONCE = ("READY=1", "STOPPING=1")
 """If systemd did not hear one of these, it goes with the next that is told: without READY=1 no watchdog runs."""
 
+_MICROSECONDS = 1_000_000
+
 logger = logging.getLogger(__name__)
+
+
+def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """Return how long systemd waits for a sign of life; None if it waits for none: sd_watchdog_enabled(3)."""
+    text, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    is_ours = pid in ("", str(os.getpid()))
+    return int(text) / _MICROSECONDS if is_ours and text.isdecimal() and int(text) > 0 else None
 
 
 class Notifier:
