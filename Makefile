@@ -9,8 +9,8 @@ setup: ## a virtual environment with everything, and the hooks of git
 	.venv/bin/pip install --quiet --editable '.[dev]'
 	test ! -d .git || .venv/bin/pre-commit install
 
-unit: ## what needs no child process and no server: seconds
-	$(PYTHON) -m pytest -q -m unit
+unit: ## what needs no child process, no server and no root: seconds
+	$(PYTEST) -q -m "unit and not children and not root"
 
 test: ## the README's test command
 	$(PYTEST)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs root where nobody is, in CI too: CI runs these tests as root besides."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+CHILDREN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+"""Audit events of the interpreter: a child process is about to be started."""
+
+_unit = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Keep `unit` tests what they are: one that starts a child process fails, unless it is marked `children`."""
+    is_unit = item.get_closest_marker("unit") is not None and item.get_closest_marker("children") is None
+    if is_unit and _unit not in item.config.stash:
+        sys.addaudithook(lambda event, _: _refuse_a_child(event, item.config))  # it can never be taken out again
+    item.config.stash[_unit] = is_unit
+    try:
+        return (yield)
+    finally:
+        item.config.stash[_unit] = False
+
+
+def _refuse_a_child(event: str, config: pytest.Config) -> None:
+    if event in CHILDREN and config.stash[_unit]:
+        raise AssertionError("a unit test starts no child process; mark this one `children`")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,6 +24,8 @@ from watcher.config import Config
 from watcher.config.schema import StatusDBConfig
 from watcher.errors import ConfigError
 
+pytestmark = pytest.mark.unit
+
 SAMPLE = Path(__file__).parent.parent / "conf" / "df_archive.yaml"
 NOBODY = 65534
 OWNERS_ALONE, OWNER_AND_GROUP = 0o700, 0o750
@@ -791,6 +793,7 @@ def test_a_path_through_a_file_is_a_problem(site: Path, key: str) -> None:
     assert f"{key}_path: '{site}/file/below' cannot be reached: Not a directory" in said
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("mode", [0o333, 0o666])
 def test_a_sequencing_path_that_cannot_be_listed_or_entered_is_a_problem(site: Path, mode: int) -> None:
     (site / "sequencing").chmod(mode)
@@ -798,6 +801,7 @@ def test_a_sequencing_path_that_cannot_be_listed_or_entered_is_a_problem(site: P
     assert said.startswith(f"sequencing_path: '{site}/sequencing' is not readable for user id ")
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("mode", [0o555, 0o333, 0o666])
 def test_a_destination_path_that_cannot_be_written_or_listed_is_a_problem(site: Path, mode: int) -> None:
     (site / "archives").chmod(mode)
@@ -807,12 +811,14 @@ def test_a_destination_path_that_cannot_be_written_or_listed_is_a_problem(site: 
     assert said.startswith(f"destination_path: '{site}/archives' is not writable for user id ")
 
 
+@pytest.mark.children
 def test_a_run_keys_path_that_cannot_be_written_is_a_problem(site: Path) -> None:
     (site / "keys").mkdir(mode=0o555)
     (said,) = as_ordinary_user(lambda: config.check_paths(config_of(site, run_keys="keys")))
     assert said.startswith(f"run_keys_path: '{site}/keys' is not writable for user id ")
 
 
+@pytest.mark.children
 def test_a_run_keys_path_that_could_not_be_made_is_a_problem(site: Path) -> None:
     site.chmod(0o555)
     (said,) = as_ordinary_user(lambda: config.check_paths(config_of(site, run_keys="keys")))
@@ -821,6 +827,7 @@ def test_a_run_keys_path_that_could_not_be_made_is_a_problem(site: Path) -> None
     assert said.startswith(f"run_keys_path: '{site}/none' cannot be reached")
 
 
+@pytest.mark.children
 def test_a_path_beyond_a_closed_directory_is_a_problem(site: Path) -> None:
     (site / "closed").mkdir()
     (site / "closed" / "archives").mkdir()
@@ -890,6 +897,7 @@ def test_a_run_keys_path_that_cannot_be_made_is_refused(site: Path) -> None:
         config.prepare_run_keys_path(site / "none" / "keys")
 
 
+@pytest.mark.children
 def test_a_config_file_that_may_not_be_read_is_refused(site: Path) -> None:
     path = site / "df_archive.yaml"
     path.write_text(REQUIRED, encoding="utf-8")

@@ -18,6 +18,8 @@ from watcher.errors import NoSpace, RunNotSettled, TarFailed, WatcherError
 from watcher.model import Archive, Claim, Document, IllegalTransition, Phase, Progress, Run, Status
 from watcher.model.documents import Event
 
+pytestmark = pytest.mark.unit
+
 NOW = datetime(2026, 4, 28, 10, 5, tzinfo=UTC)
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
 TOKEN = "0123456789abcdef" * 2

@@ -19,6 +19,8 @@ from watcher.model import Archive, Claim, Document, Phase, Run
 from watcher.statusdb import DocumentStore, SQLiteStore, StatusDB
 from watcher.statusdb.store import Written
 
+pytestmark = pytest.mark.unit
+
 LEASE_SECONDS = 300.0
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
 ARCHIVE = Archive("run_001.tar.gpg", 1, "a" * 64, "b" * 64, 2, "run_001.key.gpg", "c" * 64, "F" * 40, 3, token="d" * 32)

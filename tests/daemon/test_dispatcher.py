@@ -15,6 +15,8 @@ from watcher.daemon.dispatcher import AWAY_SECONDS, Dispatcher
 from watcher.errors import StatusDBUnavailable
 from watcher.model import Run
 
+pytestmark = pytest.mark.unit
+
 JOBS = 2
 
 

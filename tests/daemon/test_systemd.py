@@ -11,6 +11,8 @@ from sites import Systemd
 
 from watcher.daemon import Notifier, watchdog_seconds
 
+pytestmark = pytest.mark.unit
+
 
 def test_without_systemd_nothing_is_sent() -> None:
     Notifier(None).send("READY=1")

@@ -7,12 +7,15 @@ from machine import mounted, no_descriptors
 
 from watcher.discovery import Places, file_system_type, network_places
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_type_of_a_file_system_comes_from_the_kernels_table() -> None:
     assert file_system_type(Path("/proc")) == "proc"
     assert file_system_type(Path("/proc/self")) == "proc"
 
 
+@pytest.mark.children
 @pytest.mark.root
 def test_the_type_of_a_file_system_is_that_of_the_mount_a_path_lies_on(tmp_path: Path) -> None:
     (tmp_path / "mount").mkdir()
@@ -39,6 +42,7 @@ def test_nothing_has_changed_where_nothing_was_mounted(tmp_path: Path) -> None:
     assert not places.have_changed()
 
 
+@pytest.mark.children
 @pytest.mark.root
 @pytest.mark.parametrize("where", ["", "A", "linked", "A/run", "a name\\040 with\n all"])
 def test_a_mount_at_the_root_or_below_or_where_a_link_leads_is_noticed_once_when_it_comes_and_when_it_goes(
@@ -67,6 +71,7 @@ def test_with_no_descriptor_left_what_was_found_last_holds(tmp_path: Path) -> No
     assert not places.have_changed()
 
 
+@pytest.mark.children
 @pytest.mark.root
 def test_a_mount_elsewhere_is_nothing_to_us_whatever_sequencers_came_and_went_meanwhile(tmp_path: Path) -> None:
     for name in ("root/A", "root_too", "elsewhere"):

@@ -20,6 +20,8 @@ from watcher.model import Document, Run, path_of
 from watcher.source import SENTINEL, Observation, Policy, Rules, State, hold, inspect
 from watcher.statusdb import SQLiteStore, StatusDB
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path("/data/sequencing")
 T = TypeVar("T")
 

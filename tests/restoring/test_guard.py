@@ -17,6 +17,8 @@ from watcher.restoring import guard as unpacking
 from watcher.restoring.guard import MAX_WARNINGS, Guard
 from watcher.tar import MemberWalk
 
+pytestmark = pytest.mark.unit
+
 
 class Sieve:
     """What a guard lets through to tar."""
@@ -75,6 +77,7 @@ def everything(tmp_path: Path) -> bytes:
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("piece", [511, 1 << 20])
 def test_of_what_our_tar_writes_every_byte_reaches_tar(piece: int, tmp_path: Path) -> None:
     data = everything(tmp_path)

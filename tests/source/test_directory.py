@@ -32,6 +32,8 @@ from watcher.source.listing import MAX_MEMBER_PATH_BYTES, SPARSE_BYTES, Listing,
 from watcher.tar import MemberWalk, TarStream
 from watcher.tar.stream import tar_command
 
+pytestmark = pytest.mark.unit
+
 ENTRY_BYTES = 12
 """What a listing may keep of each entry: its hash has eight, and an array grows in steps."""
 
@@ -122,6 +124,7 @@ def of_ours(run: Run, rules: Rules) -> set[bytes]:
         return set() if source.list().trouble else {entry.path for entry in source.entries()}
 
 
+@pytest.mark.children
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(paths=TREES, patterns=PATTERNS)
 @example(paths=[b"a\n", b"a", b"\n"], patterns=[b"a"])
@@ -279,6 +282,7 @@ def test_tolerated_names_change_nothing_in_the_top_directory_and_count_below(run
         assert source.list().digest != before.digest
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
 def test_special_entries_are_listed_and_never_opened(kind: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.path)
@@ -327,6 +331,7 @@ def as_somebody(run: Run) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.children
 def test_a_directory_that_cannot_be_read_is_trouble_and_named(run: Run) -> None:
     (run.path / "data" / "L001").chmod(0)
     words = as_somebody(run)
@@ -334,6 +339,7 @@ def test_a_directory_that_cannot_be_read_is_trouble_and_named(run: Run) -> None:
     assert words.startswith("trouble cannot read './data/L001': Permission denied; give this user the right")
 
 
+@pytest.mark.children
 def test_a_linked_file_that_cannot_be_read_is_named_and_no_bug(run: Run) -> None:
     os.link(run.path / "small", run.path / "too")
     (run.path / "small").chmod(0)
@@ -374,6 +380,7 @@ def hole(path: Path, size: int, *data: int) -> None:
             file.write(b"data")
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("data", [(), (0,), (4 << 20,), (0, 3 << 20, (8 << 20) - 4)], ids=str)
 def test_holes_stay_holes_and_data_stays_data(data: tuple[int, ...], run: Run, tmp_path: Path) -> None:
     hole(run.path / "holes", 8 << 20, *data)
@@ -384,6 +391,7 @@ def test_holes_stay_holes_and_data_stays_data(data: tuple[int, ...], run: Run, t
     assert (restored / "holes").stat().st_blocks * 512 < 1 << 20
 
 
+@pytest.mark.children
 def test_a_file_of_zeros_is_restored_with_its_size(run: Run, tmp_path: Path) -> None:
     (run.path / "zeros").write_bytes(bytes(4 << 20))
     hole(run.path / "holes", 8 << 20)
@@ -419,6 +427,7 @@ def test_reading_for_holes_ends_when_the_job_does(run: Run) -> None:
         source.tar_options(source.list(), stop)
 
 
+@pytest.mark.children
 def test_hard_links_stay_links(run: Run, tmp_path: Path) -> None:
     os.link(run.path / "small", run.path / "too")
     os.link(run.path / "small", run.path / "data" / "three")
@@ -426,6 +435,7 @@ def test_hard_links_stay_links(run: Run, tmp_path: Path) -> None:
     assert_same_tree(run.path, extracted(archive(run), tmp_path / "restored"))
 
 
+@pytest.mark.children
 def test_a_file_with_a_further_name_outside_the_run_is_archived_as_a_file(run: Run, tmp_path: Path) -> None:
     os.link(run.path / "small", tmp_path / "outside")
     assert (extracted(archive(run), tmp_path / "restored") / "small").read_bytes() == b"content"
@@ -617,6 +627,7 @@ def test_a_directory_that_was_exchanged_is_listed_as_it_was_held(
         still.require()
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("instead", INSTEAD)
 def test_the_archive_is_of_the_directory_that_was_inspected_though_another_stood_there_while_tar_started(
     instead: Callable[[Run, Path], None],
@@ -644,6 +655,7 @@ def test_the_archive_is_of_the_directory_that_was_inspected_though_another_stood
     assert_same_tree(run.path, site.restore(run.name))
 
 
+@pytest.mark.children
 def test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_started(
     site: Site, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -666,6 +678,7 @@ def test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_st
     assert_same_tree(run.path, site.restore(run.name))
 
 
+@pytest.mark.children
 def test_a_run_that_is_exchanged_and_not_put_back_is_given_back(
     site: Site, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -734,6 +747,7 @@ def path_of(length: int) -> list[str]:
     return [*names, "f" * (rest - 1)]
 
 
+@pytest.mark.children
 def test_the_longest_path_that_tar_can_restore_is_archived(run: Run) -> None:
     *directories, name = path_of(MAX_MEMBER_PATH_BYTES)
     with down(run.path, *directories):
@@ -744,6 +758,7 @@ def test_the_longest_path_that_tar_can_restore_is_archived(run: Run) -> None:
     assert max(found) == MAX_MEMBER_PATH_BYTES
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("length", [MAX_MEMBER_PATH_BYTES + 1, 4096 + len("run_001/"), 4300, 10_000])
 def test_a_path_that_tar_could_not_restore_is_refused_and_named(length: int, run: Run) -> None:
     *directories, name = path_of(length)
@@ -757,6 +772,7 @@ def test_a_path_that_tar_could_not_restore_is_refused_and_named(length: int, run
     assert re.search(r"its path has \d{4} bytes, and Linux takes 4095; shorten it, or exclude it$", words)
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("levels", [2100, 2050])
 def test_a_directory_deeper_than_the_kernel_takes_is_refused_and_named(levels: int, run: Run) -> None:
     with down(run.path, *"d" * levels):
@@ -766,6 +782,7 @@ def test_a_directory_deeper_than_the_kernel_takes_is_refused_and_named(levels: i
     assert "tar could not restore './d/d/d/" in str(listing.trouble)
 
 
+@pytest.mark.children
 def test_a_long_path_that_is_excluded_is_no_trouble(run: Run) -> None:
     *directories, name = path_of(5000)
     with down(run.path, *directories):

@@ -16,6 +16,8 @@ from machine import as_nobody, make_reachable
 from watcher.discovery import Observer
 from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, Policy, State, inspect, unusable_name
 
+pytestmark = pytest.mark.unit
+
 PATIENCE_SECONDS = 60
 
 
@@ -188,6 +190,7 @@ def hammering(action: Callable[[], None]) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
+@pytest.mark.children
 def test_a_sentinel_that_is_being_rewritten_with_23_is_never_ready(run: Path) -> None:
     def rewrite() -> None:
         (run / SENTINEL).write_text("23\n")
@@ -200,6 +203,7 @@ def test_a_sentinel_that_is_being_rewritten_with_23_is_never_ready(run: Path) ->
     assert states <= {State.HELD, State.UNSETTLED}
 
 
+@pytest.mark.children
 def test_a_run_that_comes_and_goes_is_ready_or_not_there_and_raises_nothing(run: Path) -> None:
     away = run.with_name("away")
     (run / SENTINEL).write_text("0\n")
@@ -389,6 +393,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.children
 def test_a_sweep_lists_two_levels_and_opens_nothing_but_sentinels_and_those_only_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     make(root, "A/ready/Data/L001", None)

@@ -11,6 +11,8 @@ from watcher.model import Kind
 from watcher.tar import MalformedArchive, Member, MemberWalk
 from watcher.tar.members import BLOCK_BYTES
 
+pytestmark = pytest.mark.unit
+
 
 def tar(directory: Path, *options: str) -> bytes:
     command = ["tar", "--create", "--format=posix", "--file=-", *options, "."]
@@ -42,6 +44,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.children
 def test_every_member_has_its_path_kind_size_and_link(tree: Path) -> None:
     found = {member.path: member for member in walk(tar(tree))}
     expected = {b"./": (Kind.DIRECTORY, 0, b"")}
@@ -61,12 +64,14 @@ def test_every_member_has_its_path_kind_size_and_link(tree: Path) -> None:
     assert {name: (member.kind, member.size, member.link) for name, member in found.items()} == expected
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("piece", [1, 7, 511, 513, 10240])
 def test_the_size_of_the_pieces_changes_nothing(tree: Path, piece: int) -> None:
     data = tar(tree)
     assert walk(data, piece) == walk(data)
 
 
+@pytest.mark.children
 def test_a_sparse_member_has_its_real_name_and_size_and_a_file_that_is_one_hole_says_so(tmp_path: Path) -> None:
     with (tmp_path / "hole").open("wb") as file:
         file.truncate(1_000_000)
@@ -79,6 +84,7 @@ def test_a_sparse_member_has_its_real_name_and_size_and_a_file_that_is_one_hole_
     assert (found[b"./part"].size, found[b"./part"].is_hole) == (9_000_000, False)
 
 
+@pytest.mark.children
 def test_a_size_beyond_octal_digits_is_read(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(9 << 30)
@@ -94,6 +100,7 @@ def test_a_size_beyond_octal_digits_is_read(tmp_path: Path) -> None:
     assert [(member.path, member.size) for member in found] == [(b"large", 9 << 30)]
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("cut", [1, BLOCK_BYTES, 5 * BLOCK_BYTES + 3])
 def test_a_stream_without_its_end_is_malformed(tree: Path, cut: int) -> None:
     whole = tar(tree, "--blocking-factor=1")
@@ -101,6 +108,7 @@ def test_a_stream_without_its_end_is_malformed(tree: Path, cut: int) -> None:
         walk(whole[: len(whole) - 2 * BLOCK_BYTES - cut])
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("place", [0, 100, 130, 156])
 def test_a_changed_header_is_malformed(tmp_path: Path, place: int) -> None:
     data = bytearray(tar(tmp_path, "--format=ustar"))
@@ -153,6 +161,7 @@ TWO_WAYS = {"a greedy map": GREEDY, "a global header": GLOBAL,
             "a path with a NUL": NAME_WITH_END}  # fmt: skip
 
 
+@pytest.mark.children
 @pytest.mark.parametrize("members", TWO_WAYS.values(), ids=TWO_WAYS)
 def test_a_member_that_only_tar_would_see_makes_the_stream_malformed(members: bytes) -> None:
     stream = members + bytes(RECORD)
