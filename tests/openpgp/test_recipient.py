@@ -17,7 +17,8 @@ from watcher.errors import RecipientUnusable, WrapFailed
 from watcher.openpgp import FileKey
 from watcher.openpgp import recipient as receiver
 
-OLDER, NEWER, LATER = "20200101T000000", "20200102T000000", "20210101T000000"
+MADE, OLDER, NEWER, LATER = "20200101T000000", "20200101T120000", "20200102T000000", "20210101T000000"
+"""Apart: gpg refuses a subkey that is older than its key, which may take a second to be made."""
 UNATTENDED = ("--passphrase", "", "--pinentry-mode", "loopback")
 HEAD = re.compile(r":(?:pubkey|symkey) enc packet.*")
 
@@ -42,7 +43,7 @@ def fingerprints(home: Path, user: str) -> list[str]:
 
 
 def make_key(home: Path, user: str = "ops@example.org", expires: str = "never") -> Key:
-    gpg(home, *UNATTENDED, "--faked-system-time", OLDER, "--quick-generate-key", user, "ed25519", "sign", "never")
+    gpg(home, *UNATTENDED, "--faked-system-time", MADE, "--quick-generate-key", user, "ed25519", "sign", "never")
     [primary] = fingerprints(home, user)
     for at in (OLDER, NEWER):
         add = ("--quick-add-key", primary, "cv25519", "encr", expires if at == OLDER else "never")

@@ -307,7 +307,7 @@ def test_what_is_staged_for_a_run_with_an_unreadable_document_is_no_debris(tmp_p
         path.touch()
         os.utime(path, (0, 0))
     cluster.write(new_document("bad", status="failed", comment=DEEP))
-    GarbageCollector(statusdb_of(cluster.open()), archive_store).sweep()
+    GarbageCollector(statusdb_of(cluster.open()), archive_store).collect()
     assert all(path.exists() for path in kept)
     assert not swept.exists()
 

@@ -1,0 +1,76 @@
+"""Registering: runs that have no document get one, a thousand in one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from watcher import model
+from watcher.model import Document, Run
+from watcher.statusdb.access import Access, is_text
+from watcher.statusdb.store import Found, Unreadable
+
+BATCH = 1000
+"""Runs asked for in one request."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` found: runs that are new, and those whose name another path has already.
+
+    A document that is no run's, or that the database will not take, collides like another run's. A run whose
+    document is unreadable is in none of these.
+    """
+
+    new: tuple[Run, ...]
+    known: tuple[Document, ...]
+    collisions: tuple[tuple[Run, Document], ...]
+
+
+def register(access: Access, runs: Iterable[Run], now: datetime) -> Registration:
+    """Make a pending document for each run that has none, a thousand in one request.
+
+    Two of `runs` with one name count as a collision like one with a registered run, and so does one whose
+    path is no UTF-8: CouchDB would refuse all thousand for it.
+    """
+    wanted: dict[str, Run] = {}
+    seen: dict[Path, Run] = {}
+    for run in runs:
+        seen[run.path] = run
+        if is_text(str(run.path)):
+            wanted.setdefault(run.name, run)
+    found, new = _known_or_new(access, list(wanted.values()), now)
+    documents = {name: one for name, one in found.items() if not isinstance(one, Unreadable)}
+    return Registration(
+        new=tuple(wanted[name] for name in new),
+        known=tuple(document for document in documents.values() if model.status_of(document)),
+        collisions=tuple(
+            (run, documents.get(run.name, {}))
+            for run in seen.values()
+            if not isinstance(found.get(run.name), Unreadable) and not is_of(documents.get(run.name, {}), run)
+        ),
+    )
+
+
+def _known_or_new(access: Access, runs: Sequence[Run], now: datetime) -> tuple[dict[str, Found], list[str]]:
+    found: dict[str, Found] = {}
+    new: list[str] = []
+    for start in range(0, len(runs), BATCH):
+        batch = runs[start : start + BATCH]
+        found |= access.read([run.name for run in batch])
+        unknown = [model.registered(run, now) for run in batch if run.name not in found]
+        if unknown:
+            inserted = access.patiently(partial(access.store.insert_many, unknown))
+            found |= {document["_id"]: document for document in unknown if document["_id"] in inserted}
+            new += [document["_id"] for document in unknown if document["_id"] in inserted]
+            # Inserted by another worker between our question and our answer, or by our own lost try.
+            found |= access.read([document["_id"] for document in unknown if document["_id"] not in inserted])
+    return found, new
+
+
+def is_of(document: Document, run: Run) -> bool:
+    """Say whether a document is a run's, and this run's."""
+    return model.status_of(document) is not None and document.get("path") == str(run.path)
