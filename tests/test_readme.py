@@ -14,6 +14,7 @@ from watcher.config import Config
 from watcher.config.schema import StatusDBConfig
 from watcher.model import Status
 from watcher.model.documents import TRANSITIONS
+from watcher.source import SENTINEL
 
 ROOT = Path(__file__).parent.parent
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/operation.md", "docs/configuration.md"))
@@ -149,3 +150,11 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_sentinel_that_is_dropped_is_the_one_that_is_awaited() -> None:
+    command, path = block("drop").split()
+    directories = yaml.safe_load(block("minimal"))
+    assert command == "touch"
+    assert Path(path).name == SENTINEL
+    assert Path(path).parent.parent.parent == Path(directories["sequencing_path"])

@@ -16,17 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 CHANGES_WAIT_SECONDS = 30.0
-"""How long one question for the database's changes may stay unanswered."""
+"""The database may hold one request for its changes for so long."""
 
 CHECK_SECONDS = 60.0
-"""How often the database is asked how far it has come. One that has come back with less than it had may hold a question
-for its changes until it has as much again."""
+"""How often the database is asked for its latest change. A database that was restored from an older copy would hold
+our request until it has as many changes as before."""
 
 SPIN_SECONDS = 1.0
-"""An answer that came at once and leads no further is not asked for again for so long: some proxies hold no request."""
+"""The pause after an answer that came at once and was empty: some proxies do not let a request wait."""
 
 FEED_PAUSES_SECONDS = (1.0, 2.0, 5.0)
-"""Between tries to follow the changes; the last one again and again. A database that is back is soon heard."""
+"""Between tries to follow the changes; the last pause is repeated. It is short, so that a returned database is soon
+heard."""
 
 
 class Feed:
@@ -53,7 +54,7 @@ class Feed:
         self._trouble = ""
 
     def begin(self) -> None:
-        """Note from where to follow: before the first rescan, so that nothing lies between."""
+        """Note the latest change: `follow` starts there. Call it before the first rescan: nothing is missed then."""
         try:
             self._since = self._statusdb.changes(None, 0).since
         except StatusDBUnavailable as error:

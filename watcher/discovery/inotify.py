@@ -25,19 +25,19 @@ from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEv
 STOP_SECONDS = 1.0
 """How long a stop waits for the thread that reads; one that hangs in a dead file system is left behind."""
 
-# IN_MASK_ADD since a directory may be reached in two ways, as a run and, by a link to it, as a sequencer: what one way
-# asks for must not take from the other what it hears.
+# IN_MASK_ADD: one directory may have two paths, as a run and, by a link, as a sequencer. Both paths share one kernel
+# watch, and the mask of one path must not replace the mask of the other.
 _ALL = (
     InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_DELETE_SELF
     | InotifyConstants.IN_UNMOUNT | InotifyConstants.IN_ONLYDIR | InotifyConstants.IN_MASK_ADD
 )  # fmt: skip
 _OF_SEQUENCERS = InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_ATTRIB
-# IN_MOVE_SELF for the root only. Elsewhere the parent tells of a move, and an inode that is watched under its
-# new name by then would be taken for gone.
-# IN_ATTRIB for the mode and owner that a directory gets after it was made: it may have been closed to us until then.
+# IN_MOVE_SELF for the root only. For other directories the parent's events tell of a move; the directory may be watched
+# under its new name by then, and must not be taken for gone.
+# IN_ATTRIB: a directory may get the mode that lets us read it only after it was made.
 SEQUENCER_MASK = _ALL | _OF_SEQUENCERS
 _ROOT_MASK = SEQUENCER_MASK | InotifyConstants.IN_MOVE_SELF
-# No IN_MODIFY and no IN_ATTRIB: transfer logs in a run are appended to all the time.
+# No IN_MODIFY and no IN_ATTRIB for runs: transfers append to their logs all the time.
 _OF_RUNS = InotifyConstants.IN_CLOSE_WRITE
 RUN_MASK = _ALL | _OF_RUNS | InotifyConstants.IN_DONT_FOLLOW
 _GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
@@ -47,25 +47,25 @@ logger = logging.getLogger(__name__)
 
 
 class Tree(Protocol):
-    """Whom an emitter tells what happened. Called by its threads."""
+    """Receives what an emitter has heard. The emitter's threads call these methods."""
 
     close_seconds: float
     settle_seconds: float
 
     def arrived(self, directory: str, name: str) -> None:
-        """Take in what has just appeared in the root or in a sequencer."""
+        """Learn that something has appeared in the root or in a sequencer."""
 
     def opened(self, path: str) -> None:
-        """Take in that a sequencer's or a run's mode or owner has changed."""
+        """Learn that the mode or owner of a sequencer or run has changed."""
 
     def went_away(self, path: str) -> None:
-        """Take in that what a sequencer's or a run's path led to was removed, or unmounted."""
+        """Learn that a sequencer or run was removed or unmounted."""
 
     def lost(self, why: str) -> None:
-        """Take in that events were lost."""
+        """Learn that events were lost."""
 
     def overflowed(self) -> None:
-        """Take in that the kernel has dropped events."""
+        """Learn that the kernel has dropped events."""
 
 
 class Emitter(EventEmitter):
@@ -142,11 +142,11 @@ class Emitter(EventEmitter):
     # What the observer asks
 
     def has_its_threads(self) -> bool:
-        """Say whether the thread that settles lives, and the one that reads if there is anything to read."""
+        """Say whether the settling thread is alive, and the reading thread too, if there is one."""
         return self.is_alive() and (self._reader is None or self._reader.is_alive())
 
     def trouble_with_root(self) -> str | None:
-        """Return None if the root is the directory that was there when it was last watched, else what it is now."""
+        """Return None if the root is still the directory that is watched; else what has become of it."""
         identity = _identity(self.root)
         if identity == self._root_identity:
             is_opened = self._root_was_closed and may_look_into(self.root)
@@ -172,7 +172,7 @@ class Emitter(EventEmitter):
         return self._open.get(run, 0.0) > time.monotonic()
 
     def forget_open(self) -> None:
-        """Wait for no sentinel's close any more: events were lost, theirs may be among them."""
+        """Stop waiting for sentinels to be closed: their events may be among those that were lost."""
         self._open.clear()
 
     # Watches
@@ -185,7 +185,7 @@ class Emitter(EventEmitter):
         self._watch_root()
 
     def end_sweep(self) -> None:
-        """Drop the watches on directories that are not there any more; tell of a limit that was met."""
+        """Drop the watches on directories that are gone; log a watch limit that was reached."""
         with self._lock:
             left = [path for path, (_, added) in self._watches.items() if added < self._swept_from]
         for path in left:
@@ -232,7 +232,7 @@ class Emitter(EventEmitter):
     def unwatch(self, path: str) -> None:
         """End the watch on a directory and on those below it, if there are any."""
         if path not in self._watches:
-            return  # as most runs are, in every sweep: no need to wait for the lock
+            return  # true of most runs in every sweep: the lock is not needed
         with self._lock:
             gone = [path] if path in self._watches else []
             if not self.is_run(path):
@@ -261,7 +261,7 @@ class Emitter(EventEmitter):
     # What inotify tells
 
     def sentinel_touched(self, run: str, is_new: bool) -> None:
-        """Take in an event of the run's sentinel. A new file's content is there when it is closed, not before."""
+        """Handle an event of the run's sentinel. A new file has its content when it is closed, not before."""
         if is_new and _is_being_made(f"{run}/{self.awaited}"):
             is_open = self._await_close(run)
             self.report_later(run, self.tree.settle_seconds, is_open)
@@ -271,7 +271,7 @@ class Emitter(EventEmitter):
             self.report(run)
 
     def _await_close(self, run: str) -> Callable[[], bool]:
-        """Note that the run's file is open; return what says whether this is so until its time is over."""
+        """Note that the run's file is open; return what says whether it still is, within its time."""
         until = time.monotonic() + self.tree.close_seconds
         with self._lock:
             if run not in self._watches:
@@ -297,14 +297,14 @@ class _Reader(InotifyFD):
         try:
             super().__init__()
         except OSError:
-            if "_inotify_fd" in vars(self):  # it was the last descriptor there was, and watchdog would not close it
+            if "_inotify_fd" in vars(self):  # there was no descriptor for watchdog's pipe; it leaves this one open
                 os.close(self._inotify_fd)
             raise
         self.name = "inotify"
         self._tree = tree
 
     def handle_event(self, event: InotifyEvent) -> None:
-        """Hand an event to the watch that it belongs to. An overflow belongs to none, and is told once."""
+        """Hand an event to its watch. An overflow belongs to no watch, and is reported once."""
         if event.is_queue_overflow:
             self._tree.overflowed()
         else:
@@ -327,18 +327,19 @@ class _Watched:
         if not name:
             self._on_itself(event)
         elif event.mask & (_OF_SEQUENCERS if self._is_run else _OF_RUNS):
-            return  # meant for the other way to this directory
+            return  # an event for this directory's other path
         elif self._is_run:
             if name == emitter.awaited:
                 emitter.sentinel_touched(self._path, event.is_create)
         elif event.is_moved_from:
             emitter.unwatch(f"{self._path}/{name}")
-            if os.path.lexists(f"{self._path}/{name}"):  # exchanged with another, which may have arrived before
+            # Two directories may have been exchanged, and the other one's arrival may have been read before.
+            if os.path.lexists(f"{self._path}/{name}"):
                 emitter.tree.arrived(self._path, name)
         elif event.is_attrib:
             emitter.tree.opened(f"{self._path}/{name}")
         else:
-            # Links too: one may stand for a sequencer, or be reported as a run that cannot be taken.
+            # Links too: a link may lead to a sequencer, or must be reported as a run that is not archived.
             emitter.tree.arrived(self._path, name)
 
     def _on_itself(self, event: InotifyEvent) -> None:
@@ -346,7 +347,7 @@ class _Watched:
             self._emitter.gone(self._path, event.wd)
             if self._path != self._emitter.root:
                 self._emitter.tree.went_away(self._path)
-        elif event.is_attrib:  # a mount or what a link leads to has no parent here that would tell
+        elif event.is_attrib:  # a mount point, or the target of a link, has no watched parent that tells
             self._emitter.tree.opened(self._path)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
@@ -371,7 +372,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _is_being_made(path: str) -> bool:
-    # A link has no close to wait for: what it names was there before.
+    # A hard link is never closed: its file was there before.
     try:
         status = os.lstat(path)
     except OSError:
@@ -381,7 +382,7 @@ def _is_being_made(path: str) -> bool:
 
 def _advice(error: OSError, held: int, refused: int) -> str:
     what = "instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "watches"
-    # The second is a user namespace's own, as a container may have it; outside of any, both are one.
+    # The second limit is that of a user namespace, as in a container. Outside of one, both are the same.
     limit, key = min((_limit(key), key) for key in (f"fs.inotify.max_user_{what}", f"user.max_inotify_{what}"))
     wanted = max(2 * limit, 4 * (held + refused)) if what == "watches" else max(2 * limit, 128)
     return (

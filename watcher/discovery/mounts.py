@@ -1,4 +1,4 @@
-"""File systems: on which the sequencing path and its sequencers lie, and whether one was mounted or unmounted there."""
+"""Mounts: the file systems of the sequencing path and its sequencers, and whether one was mounted or unmounted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.goofys", "fuse.mountpoint-s3",
     }
 )  # fmt: skip
-"""Types in the mount table on which somebody else's changes cause no events here, and his locks may not hold.
+"""Types of the mount table on which other hosts' changes cause no events here, and locks may not hold across hosts.
 
 One too many costs some listings a minute; one that is missing makes runs wait for `rescan_interval`.
 """
@@ -46,14 +46,14 @@ class Places:
         """Which of them lie on network file systems, with the types."""
 
     def look(self) -> None:
-        """Look anew; with no descriptor left, what was found last holds."""
-        if table := _table():  # first: what is mounted while we look is news
+        """Look again. If no descriptor is left to look with, the last result stays."""
+        if table := _table():  # read before the directories: a mount that comes meanwhile is then noticed as a change
             places = _places(self._root, self._ignore)
             self._table, self._mounts, self._links = table, self._mounts_in(table), _links(places)
             self.remote = _remote(self._root, places, table)
 
     def have_changed(self) -> bool:
-        """Say whether something was mounted or unmounted there since. No disk is asked while no mount has changed."""
+        """Say whether something was mounted or unmounted there since. Asks no disk while no mount has changed."""
         table = _table()
         if not table or table == self._table:
             return False

@@ -34,8 +34,8 @@ from watcher.source import (
 )
 
 CLOSE_SECONDS = 10.0
-"""How long a sentinel that was seen being created may stay open before it is read all the same, if it is not whole
-before: a file made in another way than by opening it is never closed."""
+"""After this time a new sentinel is read even if nobody has closed it. A file that was made by a link, and not by
+opening it, is never closed. A sentinel that holds a whole line is read at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,13 @@ class Observer:
         self._observer: BaseObserver | None = None
         self._emitter: Emitter | None = None
         self._complaints: dict[str, str] = {}
-        self._inaccessible: set[str] = set()  # directories that this user could not look into, or not watch
-        self._missing = SimpleQueue[str]()  # what was removed or unmounted where no event will tell that it is back
-        self._seen: set[int] = set()  # sentinels that were read and found ready, as they were then
+        self._inaccessible: set[str] = set()  # directories that this user could not read, or not watch
+        self._missing = SimpleQueue[str]()  # paths that are gone, and whose return causes no event
+        self._seen: set[int] = set()  # hashes of sentinels that were read and found ready
         self.overflows = 0
 
     def start(self) -> None:
-        """Begin to watch. A root that is away, or a watch limit, keeps no sweep from working."""
+        """Begin to watch. If the root is missing, or a watch limit is reached, sweeps still work."""
         observer = BaseObserver(Emitter, tree=self, awaited=SENTINEL)
         observer.name = "observer"
         observer.schedule(_Handler(self), str(self._root))
@@ -96,11 +96,11 @@ class Observer:
         self.start()
 
     def is_alive(self) -> bool:
-        """Say whether all is well: see `trouble`."""
+        """Say whether the observer works: see `trouble`."""
         return self.trouble() is None
 
     def trouble(self) -> str | None:
-        """Return why the observer must be restarted: a thread has ended, the root is another directory. Else None."""
+        """Return why the observer must be restarted: a thread has ended, or the root was replaced. Else None."""
         if self._observer is None or self._emitter is None:
             return "it was not started"
         if not self._observer.is_alive() or not self._emitter.has_its_threads():
@@ -120,9 +120,9 @@ class Observer:
         return emitter.refused if emitter else 0
 
     def sweep(self) -> Iterator[Observation]:
-        """Walk all sequencers, make sure that every watch is where it should be, and yield each run's state.
+        """Walk all sequencers, set the watches that are missing, and yield each run's state.
 
-        What was lost before the sweep began is found by it; what comes later, by events.
+        It finds everything that was lost before it began. Events tell what comes later.
         """
         emitter = self._emitter
         self._inaccessible.clear()
@@ -139,11 +139,11 @@ class Observer:
             emitter.unwatch(str(path))
 
     def watch_again(self, run: Run) -> Observation:
-        """Look at a run that was dealt with and is not ready after all; watch it unless it is ready now."""
+        """Look at a run that was handed on and is not ready any more; watch it unless it is ready now."""
         return self._sweep_run(str(run.path), may_be_link=True)
 
     def take_missing(self) -> set[str]:
-        """Return the paths of which no event will tell when they are back; they are for `look_again`, and forgotten."""
+        """Return the paths whose return causes no event, and forget them. Give them to `look_again`."""
         missing = set()
         with suppress(Empty):
             while True:
@@ -158,10 +158,10 @@ class Observer:
             elif os.path.islink(path):  # noqa: PTH114  # as in `inspect`
                 self._missing.put(path)
 
-    # What events lead to; called by the emitter's threads. Paths are plain text here: there are many.
+    # The emitter's threads call these. Paths are plain text, since there are many.
 
     def arrived(self, directory: str, name: str) -> None:
-        """Take in what has just appeared in the root or in a sequencer."""
+        """Watch and look at what has just appeared in the root or in a sequencer."""
         emitter = self._emitter
         if name in self._ignore or emitter is None:
             return
@@ -175,12 +175,12 @@ class Observer:
                 emitter.report(str(observation.run.path))
 
     def opened(self, path: str) -> None:
-        """Look again at a sequencer or a run whose mode or owner has changed, if it was barred until now."""
+        """Look again at a sequencer or run whose mode or owner has changed, if it was inaccessible until now."""
         if path in self._inaccessible:
             self.arrived(*path.rsplit("/", 1))
 
     def went_away(self, path: str) -> None:
-        """Note that what a path led to is gone, and may come back unseen: by a mount, or where a link leads."""
+        """Note that a path leads nowhere any more. A mount, or the target of a link, may come back without an event."""
         self._missing.put(path)
 
     def touched(self, path: str) -> None:
@@ -194,19 +194,19 @@ class Observer:
         self._on_lost(why)
 
     def overflowed(self) -> None:
-        """Count an overflow of the kernel's queue, and tell."""
+        """Count an overflow of the kernel's queue, and report that events were lost."""
         self.overflows += 1
         if emitter := self._emitter:
             emitter.forget_open()
         self._on_lost("the kernel's event queue overflowed")
 
     def _sweep_sequencer(self, sequencer: str) -> Iterator[Observation]:
-        # Each directory is watched first and then looked at, so that there is no gap.
+        # Each directory is watched before it is read: what appears between the two causes an event.
         if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
             if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
-                self._missing.put(sequencer)  # where it leads is out of our sight
+                self._missing.put(sequencer)  # no event tells when its target appears
             return
-        self._inaccessible.add(sequencer)  # until it is known to be open and watched: its mode may change in between
+        self._inaccessible.add(sequencer)  # until it is readable and watched: its mode may change in between
         if emitter := self._emitter:
             emitter.add(sequencer, SEQUENCER_MASK)
         if may_look_into(sequencer) and (emitter is None or emitter.is_watched(sequencer)):
@@ -268,7 +268,7 @@ class Observer:
 
 
 class _Handler(FileSystemEventHandler):
-    """watchdog's side of a observation: an event names a sentinel to look at."""
+    """Receives watchdog's events. Each names a sentinel to look at."""
 
     def __init__(self, tree: Observer) -> None:
         self._tree = tree

@@ -36,12 +36,12 @@ class Source:
         self.rules = rules
         self._descriptor = descriptor
         self._identity = identity_of(os.fstat(descriptor))
-        self._proven = Hashes()  # names of files that are one by their content, too
+        self._proven = Hashes()  # names of linked files whose contents were compared
         self._proven.close()
 
     @property
     def directory(self) -> str:
-        """A path of the held directory that leads there whatever its name is now; for this process only."""
+        """A path that leads to the held directory, whatever its name is now. It works in this process only."""
         return f"/proc/self/fd/{self._descriptor}"
 
     def sentinel(self) -> str:
@@ -106,7 +106,7 @@ class Source:
                 is_longer = bool(os.pread(descriptor, 1, entry.status.st_size))
                 return is_longer and os.fstat(descriptor).st_size == entry.status.st_size
         except OSError:
-            return False  # tar has read it, or has said why not
+            return False  # if tar could not read it either, tar has said so
 
     def tar_options(self, listing: Listing, moved: Callable[[int], object]) -> tuple[str, ...]:
         """Return tar's options for holes and hard links: for such as are real by their content.
@@ -260,7 +260,7 @@ def _read_exactly(descriptor: int, size: int) -> bytes:
 
 @contextmanager
 def _named(path: bytes) -> Iterator[None]:
-    """Let an OSError name the entry `./...`: a read of a descriptor names none."""
+    """Add the entry's path `./...` to an OSError: one from a descriptor has none."""
     try:
         yield
     except OSError as error:

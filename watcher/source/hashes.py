@@ -51,7 +51,7 @@ class Hashes:
         }  # fmt: skip
 
 
-_SALT = os.urandom(16)  # nobody can make names whose hashes are the same
+_SALT = os.urandom(16)  # random, so that nobody can choose names with equal hashes
 
 
 def entry_hash(path: bytes, kind: Kind, size: int) -> int:

@@ -23,7 +23,7 @@ MAX_MEMBER_PATH_BYTES = 4095
 """Linux's PATH_MAX without the final NUL: tar cannot extract a member with a longer path."""
 
 SPARSE_BYTES = 1 << 20
-"""A smaller file is not worth a look for holes: tar reads a file twice to find them."""
+"""Holes are looked for only in files of this size and more: tar reads a file twice to find them."""
 
 _DIGEST_BYTES = 32
 
@@ -89,7 +89,7 @@ class Survey:
             return
         if entry.kind is not Kind.SOCKET:  # tar leaves sockets out, and says so
             self._hashes.add(entry_hash(entry.path, entry.kind, status.st_size))
-        # Addition does not mind the order, in which directories need not be read alike twice.
+        # A sum does not depend on the order. Two walks may read a directory in different orders.
         self._sum += int.from_bytes(_digest(entry), "big")
         self._entries += 1
         if not self._transfer and self._rules.is_of_a_transfer(entry.name):
@@ -103,7 +103,7 @@ class Survey:
         is_sparse = status.st_size >= SPARSE_BYTES and allocated < status.st_size // 2
         self._has_holes |= is_sparse
         self._has_links |= status.st_nlink > 1
-        # A file that only seems to have holes takes more: then the disk is full sooner, which costs no attempt.
+        # A file that only seems to have holes takes more room. If the disk is full then, no attempt is counted.
         self._size += allocated if is_sparse else status.st_size
         self._size_of_holes += status.st_size - allocated if is_sparse else 0
         self._has_blocks |= status.st_blocks > 0
@@ -117,7 +117,7 @@ class Survey:
                 f"tar could not restore '{os.fsdecode(self._longest_path)}': with the run's name its path has "
                 f"{longest} bytes, and Linux takes {MAX_MEMBER_PATH_BYTES}; shorten it, or exclude it"
             )
-        if not self._has_blocks:  # of no file: this file system does not tell
+        if not self._has_blocks:  # no file has any: this file system does not report them
             self._size += self._size_of_holes
         digest = (self._sum % (1 << 8 * _DIGEST_BYTES)).to_bytes(_DIGEST_BYTES, "big").hex()
         return Listing(

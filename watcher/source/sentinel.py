@@ -1,4 +1,4 @@
-"""Whether a run directory is ready: one predicate over its sentinel, for whoever looks."""
+"""Whether a run directory is ready. Here, and nowhere else, the content of a sentinel is judged."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from watcher.model import MAX_RUN_NAME_BYTES, Run
 SENTINEL = ".metadata_rsync_exitcode"
 
 SETTLE_SECONDS = 0.05
-"""How old an empty sentinel must be: its writer may not have come to the exit code yet."""
+"""An empty sentinel must be this old: its writer may not have written the exit code yet."""
 
 RACY_SECONDS = 2.0
-"""What changed so shortly before it was looked at may change again: a sentinel without its time of change showing
-it; a directory that may not be searched because another user copies it, and gives it its mode at the end."""
+"""What changed so shortly before a look may change again without a new time of change. So such a sentinel is read
+again, and a directory that we may not enter yet is looked at again: a copy gets its mode at the end."""
 
 SENTINEL_BYTES = 64
-"""What a sentinel may hold; an exit code has at most three digits. A longer one is held."""
+"""The most that a sentinel may hold. An exit code has at most three digits, so a longer sentinel is held."""
 
 SHOWN_CHARACTERS = 40
-"""Of a held sentinel's content so much is shown."""
+"""So much of a held sentinel's content is shown."""
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What a path says that leads to nothing."""
+"""The errors of a path that leads nowhere."""
 
 
 class Policy(StrEnum):
@@ -145,14 +145,14 @@ def _has_just_changed(run: Run, now: float) -> bool:
 
 
 def _by_content(run: Run, sentinel: str, before: float, now: Callable[[], float]) -> Observation:
-    # Opened even if its size is 0: only that makes NFS ask the server whether this is still so.
+    # Opened even if its size is 0: only then NFS asks the server whether that is still so.
     descriptor = os.open(sentinel, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         content = os.read(descriptor, SENTINEL_BYTES + 1)
         changed = 0.0 if content else os.fstat(descriptor).st_ctime
     finally:
         os.close(descriptor)
-    # Both moments count: it may have been emptied between them, however long this process was held up there.
+    # Two moments, before and after the read: this process may have been held up between them for any time.
     if not content and before - SETTLE_SECONDS < changed < now() + SETTLE_SECONDS:
         return Observation(run, State.UNSETTLED)
     is_all, is_whole = len(content) <= SENTINEL_BYTES, content.endswith(b"\n")

@@ -50,7 +50,7 @@ class Stillness:
             )
 
     def _seconds_since_change(self) -> float:
-        # Where the file system's clock is ahead of ours, a change may lie in our future.
+        # If the file system's clock is ahead of ours, the last change may lie in our future.
         return max(self._now() - self.first.newest_ns / 1e9, 0.0)
 
     def require_no_transfer(self) -> None:

@@ -30,7 +30,7 @@ def contents_of(directory: str, rules: Rules) -> str:
 
 
 def _words(entry: os.DirEntry[str]) -> bytes:
-    # What comes or goes in a directory below changes its time, and may well be excluded.
+    # A directory's time changes with its entries, and these may be excluded. So only its name counts.
     name, status = os.fsencode(entry.name), entry.stat(follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode):
         return name
