@@ -1,7 +1,7 @@
 """The errors: a class says what happens next, its text what happened and what to do about it.
 
-An adapter turns every foreign exception into one of these; `watcher.worker` is the one place that
-acts on the difference. Anything that is not a `WatcherError` is a bug.
+An adapter turns each foreign exception into one of these. `watcher.archiving.endings` has the table of what each class
+leads to. Anything that is not a `WatcherError` is a bug.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model of how a run is claimed, published, adopted and recorded, small enough to be explored to its last state.
 
-It has what `watcher.worker`, `watcher.archive` and `watcher.statusdb` do to one run's document and files,
+It has what `watcher.archiving` and `watcher.statusdb` do to one run's document and files,
 one effect a step; hours of tar and gpg are one step. There are no clocks: a claim may be taken over at
 any moment, a worker may die, be told to stop, or sleep between any two steps, answers get lost, the
 power fails, a staged archive rots or vanishes, and a stranger's file appears under a final name.
