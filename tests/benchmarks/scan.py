@@ -16,7 +16,6 @@ import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import bench
 import requests
@@ -24,7 +23,7 @@ from fault_proxy import FaultProxy, Request
 from sites import Site
 
 from watcher import model
-from watcher.model import Archive, Run
+from watcher.model import Archive, Document, Run
 from watcher.source import SENTINEL
 from watcher.statusdb.couchdb import DESIGN
 
@@ -46,14 +45,26 @@ def make_runs(site: Site, count: int) -> list[Run]:
     return [Run(path) for path in paths]
 
 
+def archived(run: Run, now: datetime) -> Document:
+    """Return the document of an archived run."""
+    archive = Archive(
+        f"{run.name}.tar.gpg", 10**12, "0" * 64, "1" * 64, 10**12, f"{run.name}.key.gpg", "2" * 64, "A" * 40, 20_000,
+        token="3" * 32,
+    )  # fmt: skip
+    return {
+        **model.registered(run, now),
+        "status": "encrypted",
+        "worker_id": "worker_1",
+        "archive": archive.to_document(),
+    }
+
+
 def register(site: Site, runs: list[Run]) -> None:
     """Write documents as they are after years of archiving, and let the view be built."""
     site.statusdb()
     store, now = site.store(), datetime.now(UTC)
-    archive = Archive("r.tar.gpg", 10**12, "0" * 64, "1" * 64, 10**12, "r.key.gpg", "2" * 64, "A" * 40, 20_000)
-    done: dict[str, Any] = {"status": "encrypted", "worker_id": "worker_1", "archive": archive.to_document()}
     for start in range(0, len(runs), BATCH):
-        store.insert_many([{**model.registered(run, now), **done} for run in runs[start : start + BATCH]])
+        store.insert_many([archived(run, now) for run in runs[start : start + BATCH]])
     if site.options["statusdb"]["url"].startswith("http"):
         view = f"{bench.address(site)}/_design/{DESIGN}/_view/by_status"
         requests.get(view, params={"limit": "1", "reduce": "false"}, timeout=VIEW_SECONDS).raise_for_status()
