@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for."""
 
+import gc
 import os
 import signal
 import sys
@@ -69,6 +70,22 @@ def share_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with the_machine(alone=request.node.get_closest_marker("alone") is not None):
         yield
+
+
+MANY_DESCRIPTORS = 200
+"""Of the 1,024 that a process may have open by default."""
+
+
+@pytest.fixture(autouse=True)
+def give_back_descriptors() -> Iterator[None]:
+    """Collect what tests have dropped before descriptors run out.
+
+    A dropped `sqlite3.Connection` is a reference cycle, so its files stay open until the garbage collector finds it.
+    Python 3.14 may leave that for minutes.
+    """
+    yield
+    if len(os.listdir("/proc/self/fd")) > MANY_DESCRIPTORS:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
