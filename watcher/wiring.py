@@ -13,7 +13,7 @@ from watcher import archiving, openpgp
 from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.daemon import Notifier, Service, Settings, lock_file, mark, watchdog_seconds
-from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, file_system_type, network_places
+from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, Walk, file_system_type, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
 from watcher.openpgp import Recipient
@@ -71,6 +71,11 @@ def remote_places(config: Config) -> dict[Path, str]:
     return network_places(config.sequencing_path, config.ignore)
 
 
+def walk(config: Config) -> Walk:
+    """Return what looks at the runs in the sequencing path."""
+    return Walk(config.sequencing_path, config.ignore, Policy(config.sentinel_policy))
+
+
 def refuse_unusable(config: Config) -> None:
     """Raise ConfigError with everything that keeps this machine from archiving by this configuration."""
     if problems := list(low_limits(config.max_concurrent_jobs)):
@@ -113,9 +118,7 @@ def service(config: Config, metrics: Metrics) -> Service:
         archiving.Worker(_worker_settings(config), database, place, leases),
         leases,
         Places(config.sequencing_path, config.ignore),
-        partial(
-            Observer, config.sequencing_path, ignore=config.ignore, policy=Policy(config.sentinel_policy)
-        ),
+        partial(Observer, walk(config)),
         metrics,
         abort,
         Notifier(os.environ.get("NOTIFY_SOCKET")),

@@ -26,7 +26,7 @@ from machine import (
 )
 from sites import PATIENCE_SECONDS, wait_until
 
-from watcher.discovery import Observer
+from watcher.discovery import Observer, Walk
 from watcher.model import Run
 from watcher.source import SENTINEL, Observation, State
 
@@ -46,7 +46,8 @@ class Watch:
         self.lost: list[str] = []
         self.on_lost: Callable[[str], None] = self.lost.append
         self.handles = True
-        self.observer = Observer(root, self._observed, self._lost, **{"close_seconds": 3600.0, **options})
+        close_seconds = options.pop("close_seconds", 3600.0)
+        self.observer = Observer(Walk(root, **options), self._observed, self._lost, close_seconds)
         self._marks = 0
 
     def _observed(self, observation: Observation) -> None:
@@ -918,7 +919,7 @@ def test_a_thread_that_dies_of_an_exception_is_noticed_and_a_restart_mends_it(ro
         told.append(what)
 
     calls = {"on_observation": told.append, "on_lost": told.append} | {callback: call}
-    observer = Observer(root, calls["on_observation"], calls["on_lost"])
+    observer = Observer(Walk(root), calls["on_observation"], calls["on_lost"])
     observer.start()
     list(observer.sweep())
     if callback == "on_observation":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from machine import as_nobody, make_reachable
 
-from watcher.discovery import Observer
+from watcher.discovery import Walk
 from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, Policy, State, inspect, unusable_name
 
 pytestmark = pytest.mark.unit
@@ -283,9 +283,9 @@ def test_an_unusable_name_is_given_its_reason(name: str, reason: str) -> None:
 
 
 def swept(root: Path, ignore: tuple[str, ...] = (), policy: Policy = Policy.EXIT_CODE) -> dict[str, State]:
-    """Sweep with an observer that was not started; return each run's state by its path below the root."""
-    observer = Observer(root, lambda _: None, lambda _: None, ignore, policy)
-    observations = list(observer.sweep())
+    """Walk over a sequencing path; return each run's state by its path below the root."""
+    walk = Walk(root, ignore, policy)
+    observations = list(walk.observations())
     found = {str(observation.run.path.relative_to(root)): observation.state for observation in observations}
     assert len(found) == len(observations)
     return found
@@ -344,15 +344,15 @@ def test_a_missing_root_has_no_runs_and_is_told_once_until_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "root"
-    observer = Observer(root, lambda _: None, lambda _: None)
-    assert list(observer.sweep()) == []
-    assert list(observer.sweep()) == []
+    walk = Walk(root)
+    assert list(walk.observations()) == []
+    assert list(walk.observations()) == []
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert f"'{root}'" in caplog.text
     make(root, "A/run", "0\n")
-    assert len(list(observer.sweep())) == 1
+    assert len(list(walk.observations())) == 1
     root.rename(tmp_path / "away")
-    assert list(observer.sweep()) == []
+    assert list(walk.observations()) == []
     assert len(caplog.records) == 2
 
 
@@ -384,12 +384,12 @@ def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(tmp_path: P
 OPENED = """
 import os, sys, time
 from pathlib import Path
-from watcher.discovery import Observer
+from watcher.discovery import Walk
 seen = []
 sys.addaudithook(lambda event, args: seen.append(f"{event} {args[0]}") if event in ("open", "os.scandir") else None)
-observer = Observer(Path(sys.argv[1]), print, print, now=lambda: time.time() + 60)
+walk = Walk(Path(sys.argv[1]), now=lambda: time.time() + 60)
 for _ in range(2):
-    print(len(list(observer.sweep())), *sorted(line for line in seen if sys.argv[1] in line), sep="\\n")
+    print(len(list(walk.observations())), *sorted(line for line in seen if sys.argv[1] in line), sep="\\n")
     seen.clear()
 """
 
@@ -414,12 +414,12 @@ def test_a_sweep_lists_two_levels_and_opens_nothing_but_sentinels_and_those_only
 def test_a_sentinel_that_was_ready_is_read_again_when_it_has_changed(tmp_path: Path, age: float) -> None:
     make(tmp_path, "A/run", "0\n")
     sentinel = tmp_path / "A" / "run" / SENTINEL
-    observer = Observer(tmp_path, lambda _: None, lambda _: None, now=lambda: sentinel.stat().st_ctime + age)
+    walk = Walk(tmp_path, now=lambda: sentinel.stat().st_ctime + age)
     states = []
     for content in ("0\n", "1\n", "0\n", "2\n"):
         before = sentinel.stat().st_ctime_ns
         sentinel.write_text(content)
         while age and sentinel.stat().st_ctime_ns == before:  # the clock of a file system may be coarse
             sentinel.write_text(content)
-        states += [observation.state for observation in observer.sweep()]
+        states += [observation.state for observation in walk.observations()]
     assert states == [State.READY, State.HELD, State.READY, State.HELD]

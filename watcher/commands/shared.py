@@ -12,10 +12,9 @@ from pathlib import Path
 from watcher import config, journal, wiring
 from watcher.config import Config
 from watcher.daemon import Service, worker_lock
-from watcher.discovery import Observer
 from watcher.metrics import Metrics
 from watcher.model import Status
-from watcher.source import Observation, Policy
+from watcher.source import Observation
 from watcher.statusdb import StatusDB
 
 OK, FAILED, MISCONFIGURED, CANCELLED, TERMINATED = 0, 1, 3, 130, 143
@@ -54,11 +53,7 @@ def statusdb(loaded: Config) -> StatusDB:
 
 def observations(loaded: Config) -> Iterator[Observation]:
     """Yield each run directory that is here, with the state of its sentinel."""
-    # An observer that was not started has no watches to set: it only looks.
-    observer = Observer(
-        loaded.sequencing_path, lambda _: None, lambda _: None, loaded.ignore, Policy(loaded.sentinel_policy)
-    )
-    return observer.sweep()
+    return wiring.walk(loaded).observations()
 
 
 def counted(counts: dict[str, int]) -> str:

@@ -6,44 +6,22 @@ that, and where watches belong, its `Tree` knows.
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
-import logging
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from watchdog.events import FileClosedEvent, FileSystemEvent
 from watchdog.observers.api import EventEmitter, EventQueue, ObservedWatch
-from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchDescriptor
+from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, InotifyFD, WatchDescriptor
 
-STOP_SECONDS = 1.0
-"""How long a stop waits for the thread that reads; one that hangs in a dead file system is left behind."""
+from watcher.discovery.watches import ONLY_OF_RUNS, ONLY_OF_SEQUENCERS, ROOT_MASK, Root, Watches
 
-# IN_MASK_ADD: one directory may have two paths, as a run and, by a link, as a sequencer. Both paths share one kernel
-# watch, and the mask of one path must not replace the mask of the other.
-_ALL = (
-    InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_DELETE_SELF
-    | InotifyConstants.IN_UNMOUNT | InotifyConstants.IN_ONLYDIR | InotifyConstants.IN_MASK_ADD
-)  # fmt: skip
-_OF_SEQUENCERS = InotifyConstants.IN_MOVED_FROM | InotifyConstants.IN_ATTRIB
-# IN_MOVE_SELF for the root only. For other directories the parent's events tell of a move; the directory may be watched
-# under its new name by then, and must not be taken for gone.
-# IN_ATTRIB: a directory may get the mode that lets us read it only after it was made.
-SEQUENCER_MASK = _ALL | _OF_SEQUENCERS
-_ROOT_MASK = SEQUENCER_MASK | InotifyConstants.IN_MOVE_SELF
-# No IN_MODIFY and no IN_ATTRIB for runs: transfers append to their logs all the time.
-_OF_RUNS = InotifyConstants.IN_CLOSE_WRITE
-RUN_MASK = _ALL | _OF_RUNS | InotifyConstants.IN_DONT_FOLLOW
 _GONE = InotifyConstants.IN_DELETE_SELF | InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
-_LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-logger = logging.getLogger(__name__)
 
 
 class Tree(Protocol):
@@ -61,7 +39,7 @@ class Tree(Protocol):
     def went_away(self, path: str) -> None:
         """Learn that a sequencer or run was removed or unmounted."""
 
-    def lost(self, why: str) -> None:
+    def lost(self, why: str, /) -> None:
         """Learn that events were lost."""
 
     def overflowed(self) -> None:
@@ -90,17 +68,10 @@ class Emitter(EventEmitter):
         self.awaited = awaited
         self.root = watch.path
         self._run_depth = watch.path.count("/") + 2
-        self.refused = 0
-        self._refusal: OSError | None = None
-        self._told_refused = 0
-        self._reader: _Reader | None = None
-        self._lock = threading.RLock()
+        self.watches = Watches(lambda: _Reader(tree), lambda path: _Watched(self, path))
+        self._root = Root(watch.path)
+        self._open: dict[str, float] = {}  # sentinels that are being written, and until when that is believed
         self._ids = itertools.count()
-        self._watches: dict[str, tuple[WatchDescriptor, CallbackId]] = {}
-        self._root_identity: tuple[int, int] | None = None
-        self._root_was_closed = False
-        self._swept_from = 0
-        self._open: dict[str, float] = {}
         self._due: list[tuple[float, int, str, Callable[[], bool]]] = []
         self._changed = threading.Condition()
 
@@ -108,16 +79,14 @@ class Emitter(EventEmitter):
 
     def on_thread_start(self) -> None:
         """Begin to read, and watch the root."""
-        self._begin_reading()
+        self.watches.begin_reading()
         self._watch_root()
 
     def on_thread_stop(self) -> None:
         """End the reading thread."""
         with self._changed:
             self._changed.notify()
-        if self._reader is not None:
-            self._reader.stop()
-            self._reader.join(STOP_SECONDS)
+        self.watches.stop()
 
     def queue_events(self, timeout: float) -> None:
         """Report the sentinels whose time to settle is over; wait for the next."""
@@ -143,29 +112,15 @@ class Emitter(EventEmitter):
 
     def has_its_threads(self) -> bool:
         """Say whether the settling thread is alive, and the reading thread too, if there is one."""
-        return self.is_alive() and (self._reader is None or self._reader.is_alive())
+        return self.is_alive() and self.watches.is_read()
 
     def trouble_with_root(self) -> str | None:
         """Return None if the root is still the directory that is watched; else what has become of it."""
-        identity = _identity(self.root)
-        if identity == self._root_identity:
-            is_opened = self._root_was_closed and may_look_into(self.root)
-            return f"'{self.root}' may be looked into now" if is_opened else None
-        if identity is None:
-            return f"'{self.root}' is gone"
-        return f"'{self.root}' is another directory now" if self._root_identity else f"'{self.root}' is back"
-
-    def count(self) -> int:
-        """Return how many directories are watched."""
-        return len(self._watches)
+        return self._root.trouble()
 
     def is_run(self, path: str) -> bool:
         """Say whether a watched directory is a run, and neither the root nor a sequencer."""
         return path.count("/") == self._run_depth
-
-    def is_watched(self, path: str) -> bool:
-        """Say whether there is a watch on this directory."""
-        return path in self._watches
 
     def is_open(self, run: str) -> bool:
         """Say whether the run's sentinel was seen being created and has not been closed yet."""
@@ -175,88 +130,24 @@ class Emitter(EventEmitter):
         """Stop waiting for sentinels to be closed: their events may be among those that were lost."""
         self._open.clear()
 
-    # Watches
-
     def begin_sweep(self) -> None:
         """Watch the root, and count anew what cannot be watched."""
-        self._swept_from = next(self._ids)
-        self.refused = 0
-        self._begin_reading()
+        self.watches.begin_sweep()
         self._watch_root()
-
-    def end_sweep(self) -> None:
-        """Drop the watches on directories that are gone; log a watch limit that was reached."""
-        with self._lock:
-            left = [path for path, (_, added) in self._watches.items() if added < self._swept_from]
-        for path in left:
-            if not os.path.lexists(path):
-                self.unwatch(path)
-        if self.refused > self._told_refused and self._refusal:
-            logger.warning("%s", _advice(self._refusal, self.count(), self.refused))
-        self._told_refused = self.refused
-
-    def add(self, path: str, mask: int) -> bool:
-        """Watch the directory that has this path now; say whether it was not watched before.
-
-        The kernel knows: it gives a directory that is watched already the same descriptor once more.
-        A limit that is met is counted in `refused`.
-        """
-        with self._lock:
-            former = self._watches.pop(path, None)
-            watch = self._add(path, mask)
-            if watch is not None:
-                self._watches[path] = watch
-            if former is not None and self._reader is not None:
-                self._reader.remove_callbacks([former])
-            return watch is not None and (former is None or former[0] != watch[0])
-
-    def _add(self, path: str, mask: int) -> tuple[WatchDescriptor, CallbackId] | None:
-        if self._reader is None:
-            self.refused += 1
-            return None
-        # One directory may have two paths: each has a callback of its own.
-        watch_id = CallbackId(next(self._ids))
-        try:
-            descriptor = self._reader.add_callback(os.fsencode(path), Mask(mask), _Watched(self, path), watch_id)
-        except OSError as error:
-            # Any other error: it is gone, or no directory.
-            if error.errno in _LIMITS:
-                self.refused += 1
-                self._refusal = error
-            return None
-        if descriptor < 0:  # watchdog keeps quiet about a directory that may not be read
-            self._reader.remove_callbacks([(descriptor, watch_id)])
-            return None
-        return descriptor, watch_id
 
     def unwatch(self, path: str) -> None:
         """End the watch on a directory and on those below it, if there are any."""
-        if path not in self._watches:
+        if not self.watches.has(path):
             return  # true of most runs in every sweep: the lock is not needed
-        with self._lock:
-            gone = [path] if path in self._watches else []
-            if not self.is_run(path):
-                gone += [watched for watched in self._watches if watched.startswith(f"{path}/")]
-            held = [self._watches.pop(one) for one in gone]
+        with self.watches.lock:
+            gone = [path] if self.is_run(path) else [path, *self.watches.below(path)]
             for one in gone:
                 self._open.pop(one, None)
-            if self._reader is not None and held:
-                self._reader.remove_callbacks(held)
+            self.watches.remove(gone)
 
     def _watch_root(self) -> None:
-        self._root_identity = _identity(self.root)
-        self._root_was_closed = self._root_identity is not None and not may_look_into(self.root)
-        self.add(self.root, _ROOT_MASK)
-
-    def _begin_reading(self) -> None:
-        if self._reader is not None:
-            return
-        try:
-            self._reader = _Reader(self.tree)
-        except OSError as error:
-            self._refusal = error
-        else:
-            self._reader.start()
+        self._root.note()
+        self.watches.add(self.root, ROOT_MASK)
 
     # What inotify tells
 
@@ -273,17 +164,16 @@ class Emitter(EventEmitter):
     def _await_close(self, run: str) -> Callable[[], bool]:
         """Note that the run's file is open; return what says whether it still is, within its time."""
         until = time.monotonic() + self.tree.close_seconds
-        with self._lock:
-            if run not in self._watches:
+        with self.watches.lock:
+            if not self.watches.has(run):
                 return lambda: True  # nothing will tell of the close
             self._open[run] = until
         return lambda: self._open.get(run) == until
 
     def gone(self, path: str, descriptor: WatchDescriptor) -> None:
         """Note that a watched directory went away, or that the kernel has ended its watch."""
-        with self._lock:
-            watch = self._watches.get(path)
-            if watch is None or watch[0] != descriptor:
+        with self.watches.lock:
+            if not self.watches.has_as(path, descriptor):
                 return  # another directory of that name is watched by now, or none
             self.unwatch(path)
         if path == self.root and self.should_keep_running():
@@ -326,7 +216,7 @@ class _Watched:
         emitter, name = self._emitter, os.fsdecode(event.name)
         if not name:
             self._on_itself(event)
-        elif event.mask & (_OF_SEQUENCERS if self._is_run else _OF_RUNS):
+        elif event.mask & (ONLY_OF_SEQUENCERS if self._is_run else ONLY_OF_RUNS):
             return  # an event for this directory's other path
         elif self._is_run:
             if name == emitter.awaited:
@@ -358,19 +248,6 @@ class _Watched:
         """Do nothing: `_Reader` tells it for all watches at once."""
 
 
-def may_look_into(directory: str) -> bool:
-    """Say whether this user may list a directory, and what is in it."""
-    return os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _is_being_made(path: str) -> bool:
     # A hard link is never closed: its file was there before.
     try:
@@ -378,21 +255,3 @@ def _is_being_made(path: str) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-
-
-def _advice(error: OSError, held: int, refused: int) -> str:
-    what = "instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "watches"
-    # The second limit is that of a user namespace, as in a container. Outside of one, both are the same.
-    limit, key = min((_limit(key), key) for key in (f"fs.inotify.max_user_{what}", f"user.max_inotify_{what}"))
-    wanted = max(2 * limit, 4 * (held + refused)) if what == "watches" else max(2 * limit, 128)
-    return (
-        f"{error.strerror}: {held + refused} watches are needed, {held} are held; rescans cover the rest. "
-        f"{key} is {limit} for all processes of this user; raise it: sysctl -w {key}={wanted}"
-    )
-
-
-def _limit(key: str) -> int:
-    try:
-        return int(Path("/proc/sys", key.replace(".", "/")).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 2**31 - 1

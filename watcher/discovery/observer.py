@@ -1,17 +1,15 @@
-"""A watchdog observer that sees runs become ready, and the walk that finds what no event told.
+"""A watchdog observer that sees runs become ready, and the sweep that finds what no event told.
 
-One inotify descriptor with one reading thread, and a watch on the sequencing path, on each sequencer,
-and on each run that has no ready sentinel: none below, none on a run that is done with.
-`Observer.sweep` is the rescan: the same walk that renews the watches tells what is ready, so that
-nothing falls between the two, and it works as well where no watch can be had.
+One inotify descriptor has one reading thread. A watch is on the sequencing path, on each sequencer, and on each run
+that has no ready sentinel: none below a run, none on a run that is done with. `Observer.sweep` is the rescan. The walk
+that renews the watches also tells what is ready, so that no run can be missed between the two. It works as well where
+no watch can be had.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,66 +17,47 @@ from queue import Empty, SimpleQueue
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver
 
-from watcher.discovery.inotify import RUN_MASK, SEQUENCER_MASK, Emitter, may_look_into
+from watcher.discovery.inotify import Emitter
+from watcher.discovery.walk import Walk, is_directory, is_link
+from watcher.discovery.watches import RUN_MASK, SEQUENCER_MASK, may_look_into
 from watcher.model import Run
-from watcher.source import (
-    NOT_THERE,
-    RACY_SECONDS,
-    SENTINEL,
-    SETTLE_SECONDS,
-    Observation,
-    Policy,
-    State,
-    inspect,
-    inspect_directory,
-)
+from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, State
 
 CLOSE_SECONDS = 10.0
 """After this time a new sentinel is read even if nobody has closed it. A file that was made by a link, and not by
 opening it, is never closed. A sentinel that holds a whole line is read at once."""
 
-logger = logging.getLogger(__name__)
-
 
 class Observer:
-    """Watches `root/<sequencer>/<run>` and calls `on_observation` with each run whose sentinel was touched.
+    """Watches what `walk` finds, and calls `on_observation` with each run whose sentinel was touched.
 
-    `on_observation` runs in one thread, in order. `on_lost` is called when events were lost and a sweep
-    has to find what they would have told. Names in `ignore` are skipped on both levels. A new sentinel
-    that nobody closes is looked at after `close_seconds`.
+    `on_observation` runs in one thread, in order. `on_lost` is called when events were lost and a sweep has to find
+    what they would have told. A new sentinel that nobody closes is looked at after `close_seconds`.
     """
 
     def __init__(
         self,
-        root: Path,
+        walk: Walk,
         on_observation: Callable[[Observation], None],
         on_lost: Callable[[str], None],
-        ignore: Collection[str] = (),
-        policy: Policy = Policy.EXIT_CODE,
         close_seconds: float = CLOSE_SECONDS,
-        now: Callable[[], float] = time.time,
     ) -> None:
-        self._root = root
-        self._ignore = frozenset(ignore)
-        self._policy = policy
+        self._walk = walk
         self._on_observation = on_observation
-        self._on_lost = on_lost
+        self.lost = on_lost
         self.close_seconds = close_seconds
         self.settle_seconds = SETTLE_SECONDS
-        self._now = now
         self._observer: BaseObserver | None = None
         self._emitter: Emitter | None = None
-        self._complaints: dict[str, str] = {}
         self._inaccessible: set[str] = set()  # directories that this user could not read, or not watch
         self._missing = SimpleQueue[str]()  # paths that are gone, and whose return causes no event
-        self._seen: set[int] = set()  # hashes of sentinels that were read and found ready
         self.overflows = 0
 
     def start(self) -> None:
         """Begin to watch. If the root is missing, or a watch limit is reached, sweeps still work."""
         observer = BaseObserver(Emitter, tree=self, awaited=SENTINEL)
         observer.name = "observer"
-        observer.schedule(_Handler(self), str(self._root))
+        observer.schedule(_Handler(self), self._walk.root)
         self._observer = observer
         self._emitter = next(emitter for emitter in observer.emitters if isinstance(emitter, Emitter))
         observer.start()
@@ -111,13 +90,13 @@ class Observer:
     def watches(self) -> int:
         """How many directories are watched."""
         emitter = self._emitter
-        return emitter.count() if emitter else 0
+        return emitter.watches.count() if emitter else 0
 
     @property
     def unwatched(self) -> int:
         """How many directories could not be watched since the last sweep began."""
         emitter = self._emitter
-        return emitter.refused if emitter else 0
+        return emitter.watches.refused if emitter else 0
 
     def sweep(self) -> Iterator[Observation]:
         """Walk all sequencers, set the watches that are missing, and yield each run's state.
@@ -128,10 +107,10 @@ class Observer:
         self._inaccessible.clear()
         if emitter:
             emitter.begin_sweep()
-        for entry in self._list(str(self._root)):
-            yield from self._sweep_sequencer(entry.path)
+        for sequencer in self._walk.sequencers():
+            yield from self._sweep_sequencer(sequencer)
         if emitter:
-            emitter.end_sweep()
+            emitter.watches.end_sweep()
 
     def stop_watching(self, path: Path) -> None:
         """End the watch on a run whose sentinel has been dealt with."""
@@ -153,17 +132,17 @@ class Observer:
     def look_again(self, missing: set[str]) -> None:
         """Look whether something is at these paths now. A link that still leads nowhere stays missing."""
         for path in missing:
-            if os.path.isdir(path):  # noqa: PTH112  # as in `inspect`
+            if is_directory(path):
                 self.arrived(*path.rsplit("/", 1))
-            elif os.path.islink(path):  # noqa: PTH114  # as in `inspect`
+            elif is_link(path):
                 self._missing.put(path)
 
-    # The emitter's threads call these. Paths are plain text, since there are many.
+    # The emitter's threads call these.
 
     def arrived(self, directory: str, name: str) -> None:
         """Watch and look at what has just appeared in the root or in a sequencer."""
         emitter = self._emitter
-        if name in self._ignore or emitter is None:
+        if self._walk.is_ignored(name) or emitter is None:
             return
         path = f"{directory}/{name}"
         if directory == emitter.root:
@@ -189,46 +168,39 @@ class Observer:
         if observation.state not in (State.ABSENT, State.UNSETTLED):
             self._on_observation(observation)
 
-    def lost(self, why: str) -> None:
-        """Tell that events were lost."""
-        self._on_lost(why)
-
     def overflowed(self) -> None:
         """Count an overflow of the kernel's queue, and report that events were lost."""
         self.overflows += 1
         if emitter := self._emitter:
             emitter.forget_open()
-        self._on_lost("the kernel's event queue overflowed")
+        self.lost("the kernel's event queue overflowed")
 
     def _sweep_sequencer(self, sequencer: str) -> Iterator[Observation]:
         # Each directory is watched before it is read: what appears between the two causes an event.
-        if not os.path.isdir(sequencer):  # noqa: PTH112  # as in `inspect`
-            if os.path.islink(sequencer):  # noqa: PTH114  # as in `inspect`
+        if not is_directory(sequencer):
+            if is_link(sequencer):
                 self._missing.put(sequencer)  # no event tells when its target appears
             return
         self._inaccessible.add(sequencer)  # until it is readable and watched: its mode may change in between
         if emitter := self._emitter:
-            emitter.add(sequencer, SEQUENCER_MASK)
-        if may_look_into(sequencer) and (emitter is None or emitter.is_watched(sequencer)):
+            emitter.watches.add(sequencer, SEQUENCER_MASK)
+        if may_look_into(sequencer) and (emitter is None or emitter.watches.has(sequencer)):
             self._inaccessible.discard(sequencer)
-        for entry in self._list(sequencer):
-            observation = self._sweep_run(entry.path, entry.is_symlink())
-            if observation.state is not State.ABSENT or not entry.is_symlink():
-                yield observation
+        yield from self._walk.runs(sequencer, self._sweep_run)
 
     def _sweep_run(self, path: str, may_be_link: bool) -> Observation:
         self._inaccessible.add(path)  # as a sequencer is
         emitter, observation = self._emitter, self._look(path, may_be_link)
         if emitter and observation.state is State.READY:
             emitter.unwatch(path)
-        elif emitter and emitter.add(path, RUN_MASK):
+        elif emitter and emitter.watches.add(path, RUN_MASK):
             observation = self._look(path, may_be_link)
-        if observation.state is State.READY or (emitter and emitter.is_watched(path) and not observation.is_denied):
+        if observation.state is State.READY or (emitter and emitter.watches.has(path) and not observation.is_denied):
             self._inaccessible.discard(path)
         return observation
 
     def _look(self, path: str, may_be_link: bool) -> Observation:
-        emitter, observation = self._emitter, self._inspect(path, may_be_link)
+        emitter, observation = self._emitter, self._walk.look(path, may_be_link)
         is_legible = observation.state in (State.READY, State.HELD)
         if emitter and is_legible and not observation.is_whole and emitter.is_open(path):
             return Observation(observation.run, State.UNSETTLED)
@@ -238,33 +210,6 @@ class Observer:
             else:
                 emitter.report_later(path, SETTLE_SECONDS)
         return observation
-
-    def _inspect(self, path: str, may_be_link: bool) -> Observation:
-        run = Run(Path(path))
-        if may_be_link:
-            return inspect(run.path, self._policy, self._now)
-        return inspect_directory(run, self._policy, self._now, self._seen)
-
-    def _list(self, path: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(path) as entries:
-                found = [
-                    entry
-                    for entry in entries
-                    if entry.name not in self._ignore and (entry.is_dir(follow_symlinks=False) or entry.is_symlink())
-                ]
-        except OSError as error:
-            self._complain(path, error)
-            return []
-        self._complaints.pop(path, None)
-        return found
-
-    def _complain(self, path: str, error: OSError) -> None:
-        vanished = error.errno in NOT_THERE and path != str(self._root)
-        reason = error.strerror or str(error)
-        if not vanished and self._complaints.get(path) != reason:
-            self._complaints[path] = reason
-            logger.warning("no run in '%s' is seen: %s; mount it, let this user read it, or ignore it", path, reason)
 
 
 class _Handler(FileSystemEventHandler):
