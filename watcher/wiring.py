@@ -12,7 +12,7 @@ from pathlib import Path
 from watcher import archiving, openpgp
 from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
-from watcher.daemon import Notifier, Service, Settings, lock_file, mark, watchdog_seconds
+from watcher.daemon import Notifier, Parts, Service, Settings, lock_file, mark, watchdog_seconds
 from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, Walk, file_system_type, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
@@ -113,16 +113,18 @@ def service(config: Config, metrics: Metrics) -> Service:
             rules=_rules(config),
             watchdog_seconds=watchdog_seconds(os.environ),
         ),
-        database,
-        place,
-        archiving.Worker(_worker_settings(config), database, place, leases),
-        leases,
-        Places(config.sequencing_path, config.ignore),
-        partial(Observer, walk(config)),
-        metrics,
+        Parts(
+            database,
+            place,
+            archiving.Worker(_worker_settings(config), database, place, leases),
+            leases,
+            Places(config.sequencing_path, config.ignore),
+            partial(Observer, walk(config)),
+            metrics,
+        ),
         abort,
         Notifier(os.environ.get("NOTIFY_SOCKET")),
-    )  # fmt: skip
+    )
 
 
 def _worker_settings(config: Config) -> archiving.Settings:

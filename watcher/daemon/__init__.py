@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from watcher.daemon.flow import Parts
 from watcher.daemon.lock import lock_file, mark, worker_lock
 from watcher.daemon.service import Service
 from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier, watchdog_seconds
 
-__all__ = ["Notifier", "Service", "Settings", "lock_file", "mark", "watchdog_seconds", "worker_lock"]
+__all__ = ["Notifier", "Parts", "Service", "Settings", "lock_file", "mark", "watchdog_seconds", "worker_lock"]

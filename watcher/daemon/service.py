@@ -1,4 +1,4 @@
-"""The daemon: its parts put together, its threads, and the order in which it ends.
+"""The daemon: its threads, its signals, and the order in which it ends.
 
 `docs/architecture.md` lists the threads. Registering has a thread of its own, so that a storm of events becomes a few
 large requests. Rescans have one, so that a disk that hangs keeps nobody waiting.
@@ -14,23 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 
-from watcher import model
-from watcher.archiving import ArchiveStore, GarbageCollector, LeaseKeeper, Outcome, StaleClaims, Worker, growing_pauses
+from watcher.archiving import Outcome, growing_pauses
 from watcher.daemon import signals
-from watcher.daemon.claims import Claims
-from watcher.daemon.dispatcher import Dispatcher
+from watcher.daemon.flow import Flow, Parts
 from watcher.daemon.health import Health
-from watcher.daemon.rescans import Rescans, Sources
 from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier
-from watcher.daemon.waiting import WaitingRuns
-from watcher.discovery import Feed, Noticed, Observer, Places, Registrar
 from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
 from watcher.journal import printable
-from watcher.metrics import Metrics
-from watcher.model import Document, Run, Status
-from watcher.source import Observation
-from watcher.statusdb import StatusDB
+from watcher.model import Progress
 
 TICK_SECONDS = 2.0
 """How often the main thread looks at the others, and feeds the watchdog; more often if systemd wants that."""
@@ -50,21 +42,14 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        statusdb: StatusDB,
-        archive_store: ArchiveStore,
-        worker: Worker,
-        leases: LeaseKeeper,
-        places: Places,
-        observe: Callable[..., Observer],
-        metrics: Metrics,
+        parts: Parts,
         abort: threading.Event,
         notifier: Notifier,
     ) -> None:
         self._settings = settings
-        self._statusdb = statusdb
-        self._worker = worker
-        self._leases = leases
-        self._metrics = metrics
+        self._statusdb = parts.statusdb
+        self._worker = parts.worker
+        self._leases = parts.leases
         self._notifier = notifier
         self._abort = abort
         self._stopping = threading.Event()
@@ -73,26 +58,7 @@ class Service:
         self._tick_seconds = min(TICK_SECONDS, (settings.watchdog_seconds or 2 * TICK_SECONDS) / 2)
         self._inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._dispatcher = Dispatcher(self._work, settings.jobs)
-        self._waiting = WaitingRuns(settings.sequencing_path, statusdb, self._dispatcher)
-        self._observer = observe(on_observation=self._observed, on_lost=self._lost)
-        self._registrar = Registrar(statusdb, self._waiting.put, self._observer.stop_watching, metrics, settings.rules)
-        self._feed = Feed(statusdb, self._changed, self._missed, self._registrar.forget_all)
-        self._claims = Claims(statusdb, leases, StaleClaims(settings.lease_seconds), self._waiting, abort)
-        self._rescans = Rescans(
-            settings,
-            Sources(
-                self._observer,
-                places,
-                self._registrar,
-                statusdb,
-                self._waiting,
-                self._claims,
-                GarbageCollector(statusdb, archive_store),
-            ),
-            self._stopping,
-            self._counted,
-        )
+        self._flow = Flow(settings, parts, self._inbox.put, self._stopping, abort)
         self._health = Health(notifier, self._state)
 
     def run(self) -> int:
@@ -101,11 +67,11 @@ class Service:
         self._notifier.send("STATUS=waiting for the status database")
         if self._await_database():
             self._begin_work()
-            self._feed.begin()
-            self._start("changes", lambda: self._feed.follow(self._stopping))
-            self._start("registrar", lambda: self._registrar.follow(self._abort))
-            self._observer.start()
-            self._start("rescan", lambda: self._rescans.follow(self._tell_ready))
+            self._flow.feed.begin()
+            self._start("changes", lambda: self._flow.feed.follow(self._stopping))
+            self._start("registrar", lambda: self._flow.registrar.follow(self._abort))
+            self._flow.observer.start()
+            self._start("rescan", lambda: self._flow.rescans.follow(self._tell_ready))
             self._watch()
         self._finish()
         return self._exit_code
@@ -115,10 +81,10 @@ class Service:
         signals.listen(self._finish_what_runs, self._cancel_what_runs)
         if self._await_database():
             self._begin_work()
-            self._rescans.complete("rescan")
-            self._dispatcher.drain()
+            self._flow.rescans.complete("rescan")
+            self._flow.dispatcher.drain()
         self._finish()
-        outcomes = self._dispatcher.outcomes()
+        outcomes = self._flow.dispatcher.outcomes()
         logger.info("done: %s", ", ".join(f"{count} {word}" for word, count in outcomes.items()) or "nothing to do")
         good = sum(outcomes[outcome] for outcome in (Outcome.ENCRYPTED, Outcome.NOT_OURS, Outcome.NOT_HERE))
         return self._exit_code or (0 if good == outcomes.total() else 1)
@@ -141,8 +107,8 @@ class Service:
         return False
 
     def _begin_work(self) -> None:
-        self._start("lease", self._claims.keep)
-        self._start("stalls", lambda: self._claims.end_stalled(self._settings.stall_limit))
+        self._start("lease", self._flow.claims.keep)
+        self._start("stalls", lambda: self._flow.claims.end_stalled(self._settings.stall_limit))
 
     def _start(self, name: str, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=_guarded(target), name=name, daemon=True)
@@ -152,7 +118,7 @@ class Service:
     def _watch(self) -> None:
         while not self._stopping.is_set():
             self._look_after_threads()
-            due = self._dispatcher.release_due()
+            due = self._flow.dispatcher.release_due()
             wait = min(self._tick_seconds, due if due is not None else self._tick_seconds)
             try:
                 reasons = {self._inbox.get(timeout=max(wait, 0.0))}
@@ -161,36 +127,36 @@ class Service:
             while not self._inbox.empty():
                 reasons.add(self._inbox.get())
             if reasons := reasons - {""}:
-                self._rescans.ask(", ".join(sorted(reasons)))
+                self._flow.rescans.ask(", ".join(sorted(reasons)))
 
     def _look_after_threads(self) -> None:
-        threads = [*self._threads, *self._dispatcher.threads()]
+        threads = [*self._threads, *self._flow.dispatcher.threads()]
         if not self._stopping.is_set():  # from then on threads end as they should
             self._health.feed_watchdog(threads)
         self._health.look_for_a_hanging_disk(
-            self._rescans.looking_since, self._settings.stall_limit, self._settings.sequencing_path
+            self._flow.rescans.looking_since, self._settings.stall_limit, self._settings.sequencing_path
         )
 
     def _finish(self) -> None:
         """End in order: nothing new, the observer, the runs in progress under renewed leases, then the leases."""
-        self._dispatcher.close()
+        self._flow.dispatcher.close()
         self._stopping.set()
-        self._rescans.ask()
+        self._flow.rescans.ask()
         for thread in self._threads:
             if thread.name == "rescan":
                 thread.join(RESCAN_END_SECONDS)
-        self._observer.stop()
-        self._registrar.end()
-        self._dispatcher.shutdown()
+        self._flow.observer.stop()
+        self._flow.registrar.end()
+        self._flow.dispatcher.shutdown()
         self._abort.set()
         self._statusdb.close()
         signals.ignore()
-        logger.info("ended; %s", self._counted())
+        logger.info("ended; %s", self._flow.counted())
 
     # What signals lead to
 
     def _finish_what_runs(self, number: signal.Signals) -> None:
-        self._dispatcher.close()
+        self._flow.dispatcher.close()
         self._worker.close()
         self._stopping.set()
         logger.info("%s: taking nothing new, finishing what runs; once more cancels it", number.name)
@@ -202,61 +168,25 @@ class Service:
         self._exit_code = 128 + number
         self._worker.cancel(Interrupted(f"cancelled by {number.name}"))
         deadline = time.monotonic() + ABORT_SECONDS
-        while self._dispatcher.counts()[0] and time.monotonic() < deadline:
+        while self._flow.dispatcher.counts()[0] and time.monotonic() < deadline:
             self._abort.wait(0.02)
         self._abort.set()
         logging.shutdown()
         # A disk or a database may still hang. The claims that are left expire.
         os._exit(self._exit_code)
 
-    # Between the parts
-
-    def _work(self, run: Run, stale_rev: str | None) -> Outcome:
-        # Asked in this thread: a disk that hangs may hold up this run, but not the thread that renews all leases.
-        is_here = self._registrar.is_here(run, "pending" if stale_rev is None else "stale")
-        if not is_here and (stale_rev is None or not self._worker.may_end(run)):
-            return Outcome.NOT_HERE
-        outcome = self._worker.work(run, stale_rev)
-        if outcome is Outcome.NOT_READY:
-            self._registrar.no_longer_ready(self._observer.watch_again(run))
-        return outcome
-
-    def _observed(self, observation: Observation) -> None:
-        self._registrar.put(observation)
-
-    def _lost(self, why: str) -> None:
-        self._metrics.add("events_lost")
-        self._inbox.put(why)
-
-    def _changed(self, document: Document) -> None:
-        if document.get("_deleted"):
-            self._registrar.forget(document["_id"])
-            return
-        self._leases.changed(document)
-        if model.status_of(document) is Status.PENDING:
-            self._waiting.put(document)
-
-    def _missed(self) -> None:
-        """Look at everything anew: documents may have been changed or deleted while nobody followed the changes."""
-        self._registrar.forget_all()
-        self._rescans.ask()
-
     # Words for systemd and the log
 
     def _tell_ready(self) -> None:
         self._health.tell("READY=1")
-        logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._observer.watches)
+        logger.info("watching '%s' with %d watches", self._settings.sequencing_path, self._flow.observer.watches)
 
     def _state(self) -> str:
-        running, waiting = self._dispatcher.counts()
+        running, waiting = self._flow.dispatcher.counts()
         parts = [f"{printable(job.run.name)} {_percent(job.progress)}" for job in self._leases.jobs()]
-        return f"{running} running, {waiting} waiting; {self._observer.watches} watches; {', '.join(parts) or 'idle'}"
-
-    def _counted(self) -> str:
-        counts = self._metrics.counts()
-        noticed = ", ".join(f"{counts.get(f'noticed_by_{how}', 0)} by {how}" for how in Noticed)
-        lost = counts.get("events_lost", 0)
-        return f"noticed so far: {noticed}" + (f"; events were lost {lost} times" if lost else "")
+        return (
+            f"{running} running, {waiting} waiting; {self._flow.observer.watches} watches; {', '.join(parts) or 'idle'}"
+        )
 
 
 def _guarded(target: Callable[[], None]) -> Callable[[], None]:
@@ -269,7 +199,7 @@ def _guarded(target: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def _percent(progress: model.Progress) -> str:
+def _percent(progress: Progress) -> str:
     if not progress.bytes_total:
         return str(progress.phase)
     return f"{progress.phase} {min(100 * progress.bytes_done // progress.bytes_total, 100)} %"
