@@ -68,15 +68,15 @@ SAFEGUARDS = {
         "statusdb/test_door.py::test_one_unreadable_document_keeps_no_other_from_being_read[couchdb-<infinite>]",
     ),
     "a holder stops trusting its lease": Safeguard(
-        "archiving/attempt.py",
+        "archiving/story.py",
         'if lease.document.get("archive") is None or not lease.is_trusted:',
         'if lease.document.get("archive") is None:',
         "archiving/test_worker.py::test_a_holder_that_may_not_trust_its_lease_any_more_asks_before_it_publishes",
     ),
     "an archive is announced before it is named": Safeguard(
-        "archiving/attempt.py",
-        '            if lease.document.get("archive") is None or not lease.is_trusted:\n'
-        "                lease.write(self.parts.statusdb.announce, archive)\n",
+        "archiving/story.py",
+        '        if lease.document.get("archive") is None or not lease.is_trusted:\n'
+        "            lease.write(attempt.parts.statusdb.announce, archive)\n",
         "",
         "archiving/test_worker.py::test_a_finished_archive_is_adopted_after_a_crash[before the announcement arrives]",
     ),
@@ -87,16 +87,16 @@ SAFEGUARDS = {
         "daemon/test_lock.py::test_the_lock_is_free_again_when_its_holder_has_ended",
     ),
     "what is not adopted is removed: the run's fence": Safeguard(
-        "archiving/attempt.py",
-        "        for token in self.claim.earlier_tokens:\n            archive_store.drop(self.name, token)\n",
+        "archiving/adoption.py",
+        "    for token in attempt.claim.earlier_tokens:\n        archive_store.drop(attempt.name, token)\n",
         "",
         "archiving/test_worker.py::test_what_a_crash_left_unfinished_is_swept_and_made_again[validated]",
     ),
     "what came after our claim is spared": Safeguard(
-        "archiving/attempt.py",
-        "        for token in self.claim.earlier_tokens:\n            archive_store.drop(self.name, token)\n",
-        "        for token in archive_store.staged_tokens(self.name):\n"
-        "            archive_store.drop(self.name, token)\n",
+        "archiving/adoption.py",
+        "    for token in attempt.claim.earlier_tokens:\n        archive_store.drop(attempt.name, token)\n",
+        "    for token in archive_store.staged_tokens(attempt.name):\n"
+        "        archive_store.drop(attempt.name, token)\n",
         "archiving/test_worker.py::test_a_late_waker_leaves_the_files_of_its_successor_alone",
     ),
     "a file is on the disk before it is announced": Safeguard(
@@ -136,15 +136,15 @@ SAFEGUARDS = {
         "archiving/test_publication.py::test_an_archive_has_no_name_without_its_key",
     ),
     "what was not adopted is not announced any more": Safeguard(
-        "archiving/attempt.py",
-        '        if "archive" in self.lease.document:\n'
-        "            self.lease.write(self.parts.statusdb.announce, None)\n",
+        "archiving/adoption.py",
+        '    if "archive" in attempt.lease.document:\n'
+        "        attempt.lease.write(attempt.parts.statusdb.announce, None)\n",
         "",
         "archiving/test_worker.py::test_an_archive_that_is_not_adopted_is_not_announced_any_more",
     ),
     "what is adopted is no older than the sentinel": Safeguard(
-        "archiving/attempt.py",
-        "if not self._is_wanted(archive):",
+        "archiving/adoption.py",
+        "if not _is_wanted(attempt, archive):",
         "if False:",
         "archiving/test_worker.py::test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile"
         "[before it publishes]",
@@ -196,13 +196,13 @@ SAFEGUARDS = {
         "archiving/test_publication.py::test_an_archive_that_its_maker_names_between_two_looks_at_it_is_adopted",
     ),
     "a finished archive has a manifest": Safeguard(
-        "archiving/attempt.py",
-        'self.wait_out(lambda: archive_store.stage_manifest(self.name, archive), "stage the manifest")',
+        "archiving/story.py",
+        'attempt.wait_out(lambda: archive_store.stage_manifest(attempt.name, archive), "stage the manifest")',
         "pass",
         "archiving/test_worker.py::test_a_finished_archive_survives_a_stop_while_the_database_is_away",
     ),
     "the stored file decrypts to what tar gave": Safeguard(
-        "archiving/attempt.py",
+        "archiving/story.py",
         "if plain != report.stream:",
         "if False:",
         "archiving/test_worker.py::test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file"
@@ -221,22 +221,22 @@ SAFEGUARDS = {
         "tar/test_completeness.py::test_a_tar_that_excludes_more_than_the_patterns_is_refused",
     ),
     "the run is listed again before its archive has its name": Safeguard(
-        "archiving/attempt.py",
-        "            if not archive_store.has_begun(self.name):\n                still.require()",
-        "            if False:\n                still.require()",
+        "archiving/story.py",
+        "        if not archive_store.has_begun(attempt.name):\n            still.require()",
+        "        if False:\n            still.require()",
         "archiving/test_settled.py::test_whatever_changes_before_the_archive_has_its_name_means_not_settled"
         "[a late file-once it has its manifest]",
     ),
     "files are read to their end": Safeguard(
-        "archiving/attempt.py",
+        "archiving/story.py",
         "still.require(with_ends=True)",
         "still.require()",
         "source/test_lying_disk.py::test_a_file_with_more_content_than_its_size_says_is_refused",
     ),
     "a run is quiet before its archive has its name": Safeguard(
-        "archiving/attempt.py",
-        "            self._await_quiet(still)\n            self._publish",
-        "            self._publish",
+        "archiving/story.py",
+        "        attempt.await_quiet(still)\n        _publish",
+        "        _publish",
         "archiving/test_settled.py::test_a_run_that_has_just_come_is_recorded_when_it_has_been_quiet",
     ),
     "a hole is one by its content": Safeguard(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from watcher.archiving.attempt import Attempt
+from watcher.archiving.story import archive_and_record
 from watcher.errors import ClaimLost, Interrupted, NoSpace, NotTheRunsFault, RunFailed, RunNotSettled
 from watcher.model import MAX_RETRY_DELAY_SECONDS
 
@@ -32,7 +33,7 @@ class Outcome(StrEnum):
 def carry_out(attempt: Attempt) -> Outcome:
     """Make the attempt, and do what its end leads to. Raises nothing: a bug costs an attempt, too."""
     try:
-        attempt.archive_and_record()
+        archive_and_record(attempt)
     except Exception as error:  # noqa: BLE001  # the last row of the table is for bugs
         return next(ending for kind, ending in ENDINGS if isinstance(error, kind))(attempt, error)
     return Outcome.ENCRYPTED

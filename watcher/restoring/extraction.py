@@ -10,12 +10,11 @@ import errno
 import hashlib
 import logging
 import os
-import secrets
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
@@ -26,6 +25,7 @@ from watcher.job import Job
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
 from watcher.process import tar_environment
 from watcher.restoring.guard import Guard
+from watcher.restoring.workshop import by_descriptor, directory, move, workshop
 from watcher.tar import MalformedArchive, MemberWalk
 
 WORDS_BYTES = 500
@@ -71,9 +71,9 @@ def restore(
     guard = Guard(name, manner.special)
     try:
         _refuse_other_files(archive, name, archive_store)
-        with _directory(to) as place, _workshop(place, to, warn) as work:
+        with directory(to) as place, workshop(place, to, warn) as work:
             _extract(archive, guard, name, archive_store, work, home, manner)
-            _move(name, work, place)
+            move(name, work, place)
     except (OSError, WatcherError) as error:
         raise RestoreFailed(journal.printable(f"run '{name}' is not restored: {error}")) from error
     for warning in guard.warnings:
@@ -117,7 +117,7 @@ def _extract(
         _opened(stored) as file,
         tempfile.TemporaryFile() as words,
         job.child(
-            _tar_command(manner), stdin=subprocess.PIPE, stderr=words, env=tar_environment(), cwd=_by_descriptor(work)
+            _tar_command(manner), stdin=subprocess.PIPE, stderr=words, env=tar_environment(), cwd=by_descriptor(work)
         ) as tar,
     ):
         file_digest, content = _feed(tar, guard, file, key, job, home)
@@ -202,105 +202,3 @@ def _exit_status(child: subprocess.Popen[bytes]) -> int:
     except ChildProcessError:
         raise RestoreFailed("tar's exit status is not to be had: is SIGCHLD ignored?") from None
     return child.wait()
-
-
-# The places: nothing below follows a link, and all of it goes by descriptors.
-
-
-@contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _workshop(place: int, to: Path, warn: Callable[[str], object]) -> Iterator[int]:
-    """Make a directory in `place` that only we can enter; remove it, with all that is in it, at the end."""
-    name = f".restoring-{secrets.token_hex(8)}"
-    os.mkdir(name, 0o700, dir_fd=place)
-    try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        work = os.open(name, flags, dir_fd=place)
-        try:
-            if os.fstat(work).st_uid != os.geteuid() or os.listdir(work):
-                raise RestoreFailed(
-                    f"'{to / name}' is not ours: another user has replaced it, or this file system gives our files "
-                    "to another user; choose another directory"
-                )
-            os.fchmod(work, 0o700)
-            try:
-                yield work
-            finally:
-                _empty(work)
-        finally:
-            os.close(work)
-    finally:
-        try:
-            os.rmdir(name, dir_fd=place)
-        except OSError as error:
-            warn(f"'{to / name}' cannot be removed: {error.strerror}; remove it")
-
-
-def _empty(work: int) -> None:
-    """Remove whatever is in a directory of ours, however deep it is and whatever modes it has."""
-    while names := os.listdir(work):
-        for name in names:
-            _dissolve(name, work, work)
-
-
-def _dissolve(name: str, place: int, work: int) -> None:
-    """Remove an entry of `place`; of a directory, what is in it moves up to `work` first."""
-    try:
-        os.unlink(name, dir_fd=place)
-        return
-    except IsADirectoryError:
-        pass
-    with _held(name, place) as (path, _):
-        path.chmod(0o700)
-        with _directory(path) as inner:
-            for entry in os.listdir(inner):
-                _lift(entry, inner, work)
-    os.rmdir(name, dir_fd=place)
-
-
-def _lift(name: str, place: int, work: int) -> None:
-    try:
-        os.unlink(name, dir_fd=place)
-        return
-    except IsADirectoryError:
-        pass
-    with _held(name, place) as (path, _):
-        path.chmod(0o700)  # a directory that may not be written cannot move: its entry `..` would change
-        os.rename(name, secrets.token_hex(8), src_dir_fd=place, dst_dir_fd=work)
-
-
-def _move(name: str, work: int, place: int) -> None:
-    with _held(name, work) as (path, found):
-        mode = stat.S_IMODE(found.st_mode)
-        path.chmod(mode | stat.S_IWUSR)  # as in `_lift`
-        os.rename(name, name, src_dir_fd=work, dst_dir_fd=place)
-        path.chmod(mode)
-
-
-@contextmanager
-def _held(name: str, place: int) -> Iterator[tuple[Path, os.stat_result]]:
-    """Hold a directory; give a path that leads to it whatever becomes of its name, and its status.
-
-    Raises RestoreFailed for what is no directory.
-    """
-    # O_PATH: its mode may keep its owner from reading it.
-    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISDIR(found.st_mode):
-            raise RestoreFailed(f"what was extracted as '{name}' is not a directory")
-        yield _by_descriptor(descriptor), found
-    finally:
-        os.close(descriptor)
-
-
-def _by_descriptor(descriptor: int) -> Path:
-    return Path(f"/proc/self/fd/{descriptor}")

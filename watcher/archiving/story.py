@@ -1,0 +1,121 @@
+"""The story of an attempt, from the claim to the record.
+
+Each step raises an error of ours when it cannot go on; `watcher.archiving.endings` says what that leads to.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from watcher import openpgp
+from watcher.archiving.adoption import adopted
+from watcher.archiving.attempt import Attempt
+from watcher.archiving.files import reading, writing
+from watcher.errors import RunNotSettled, ValidateFailed
+from watcher.model import Archive, EncryptedArchive, Phase
+from watcher.source import Stillness, is_ready
+from watcher.tar import TarStream
+
+logger = logging.getLogger(__name__)
+
+
+def archive_and_record(attempt: Attempt) -> None:
+    """Archive the run, or adopt the archive of an interrupted attempt; set the document to `encrypted`.
+
+    Raises ClaimLost, NotTheRunsFault or RunFailed.
+    """
+    archive = adopted(attempt)
+    if archive is None:
+        still = _archivable(attempt)
+        key = openpgp.FileKey.generate()
+        archive = _wrap(attempt, _encrypt(attempt, key, still), key, still)
+        attempt.await_quiet(still)
+        _publish(attempt, archive, still)
+    attempt.wait_out(lambda: attempt.lease.write(attempt.parts.statusdb.record, archive), "record")
+    logger.info(
+        "encrypted '%s': %d bytes, %d members", archive.file, archive.size, archive.members, extra=attempt.extra
+    )
+
+
+def _archivable(attempt: Attempt) -> Stillness:
+    """Return the held run directory. Raises RunNotSettled, and TarFailed or Incomplete for what tar cannot restore.
+
+    A run that has changed under tar before is not read again before it has been quiet.
+    """
+    if attempt.still is None or not is_ready(attempt.claim.run, attempt.parts.settings.policy):
+        raise RunNotSettled(f"'{attempt.claim.run.path}' is gone, or its sentinel is not ready any more")
+    if attempt.still.first.trouble:
+        raise attempt.still.first.trouble
+    attempt.still.require_no_transfer()
+    if "unsettled_since" in attempt.lease.document:
+        attempt.still.require_quiet()
+    return attempt.still
+
+
+def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> EncryptedArchive:
+    """Stage the archive; prove that the file decrypts to what tar gave, and that the run stood still."""
+    job, home = attempt.job, attempt.parts.settings.gnupg_home
+    openpgp.find_recipient(attempt.parts.settings.receiver, home, job)  # before hours of work, not after
+    staged = attempt.parts.archive_store.staged_archive(attempt.name, attempt.claim.token)
+    job.enter(Phase.ARCHIVING, job.size)
+    with writing(staged) as file, TarStream(still, job) as tar:
+        openpgp.encrypt(tar, key, job.on_storage(file.write, staged), job, home)
+        report = tar.report()
+    with reading(staged) as stored:
+        job.enter(Phase.VALIDATING, os.fstat(stored.fileno()).st_size)
+        digest, plain = openpgp.validate(job.on_storage(stored.read, staged), key, job, home)
+    if plain != report.stream:
+        raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
+    still.require(with_ends=True)
+    return EncryptedArchive(staged, digest, report)
+
+
+def _wrap(attempt: Attempt, encrypted: EncryptedArchive, key: openpgp.FileKey, still: Stillness) -> Archive:
+    """Stage the wrapped key and the manifest. A recipient that has expired meanwhile is waited for.
+
+    The file key is in this process only: without the wait, hours of work would be lost.
+    """
+    settings, archive_store, token = attempt.parts.settings, attempt.parts.archive_store, attempt.claim.token
+
+    def wrap() -> tuple[str, str]:
+        recipient = openpgp.find_recipient(settings.receiver, settings.gnupg_home, attempt.job)
+        wrapped = openpgp.wrap(key, recipient, settings.gnupg_home, attempt.job)
+        return recipient.fingerprint, archive_store.stage_key(attempt.name, token, wrapped)
+
+    attempt.job.enter(Phase.WRAPPING)
+    fingerprint, key_sha256 = attempt.wait_out(wrap, "wrap the file key")
+    archive = Archive(
+        file=archive_store.final_archive(attempt.name).name,
+        size=encrypted.file.size,
+        sha256=encrypted.file.sha256,
+        tar_sha256=encrypted.tar.stream.sha256,
+        tar_size=encrypted.tar.stream.size,
+        key_file=archive_store.final_key(attempt.name).name,
+        key_sha256=key_sha256,
+        recipient=fingerprint,
+        members=encrypted.tar.members,
+        warnings=encrypted.tar.warnings,
+        token=token,
+        sentinel=still.sentinel,
+        listing=still.first.digest,
+        top=still.source.top(),
+        excluded=still.first.excluded,
+    )
+    attempt.wait_out(lambda: archive_store.stage_manifest(attempt.name, archive), "stage the manifest")
+    return archive
+
+
+def _publish(attempt: Attempt, archive: Archive, still: Stillness) -> None:
+    """Announce the archive in the document, then give it its name, while the lease is sure to be ours."""
+    archive_store, lease = attempt.parts.archive_store, attempt.lease
+
+    def publish() -> None:
+        if lease.document.get("archive") is None or not lease.is_trusted:
+            lease.write(attempt.parts.statusdb.announce, archive)
+        if not archive_store.has_begun(attempt.name):
+            still.require()  # at each try, and last: the database may have been away for hours
+        archive_store.publish(attempt.name, archive, attempt.job.moved)
+
+    attempt.job.enter(Phase.PUBLISHING)
+    attempt.wait_out(publish, "publish")
