@@ -240,13 +240,13 @@ SAFEGUARDS = {
         "archiving/test_settled.py::test_a_run_that_has_just_come_is_recorded_when_it_has_been_quiet",
     ),
     "a hole is one by its content": Safeguard(
-        "source/directory.py",
+        "source/contents.py",
         "holes = listing.has_holes and not any(self.has_data(path, moved) for path in self._without_blocks())",
         "holes = listing.has_holes",
         "source/test_lying_disk.py::test_a_file_whose_blocks_are_not_counted_is_no_hole[0-a hole]",
     ),
     "a hard link is one by its content": Safeguard(
-        "source/directory.py",
+        "source/contents.py",
         "links = listing.has_links and self._are_links_real(moved)",
         "links = listing.has_links",
         "source/test_lying_disk.py::test_files_of_different_lengths_with_one_inode_number_both_keep_their_content",

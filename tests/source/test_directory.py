@@ -60,7 +60,7 @@ def ignored(_count: int) -> None:
 
 def options(run: Run) -> tuple[str, ...]:
     with hold(run, Rules()) as source:
-        return source.tar_options(source.list(), ignored)
+        return source.contents.tar_options(source.list(), ignored)
 
 
 def archive(run: Run, rules: Rules | None = None) -> bytes:
@@ -318,7 +318,7 @@ UNREADABLE = """
         listing = source.list()
         print("trouble", listing.trouble)
         try:
-            print("options", source.tar_options(listing, lambda _: None))
+            print("options", source.contents.tar_options(listing, lambda _: None))
         except Exception as error:
             print(type(error).__name__, error)
 """
@@ -349,14 +349,14 @@ def test_a_linked_file_that_cannot_be_read_is_named_and_no_bug(run: Run) -> None
 
 def test_a_file_that_has_just_gone_when_it_is_looked_into_means_that_the_run_has_not_settled(run: Run) -> None:
     with hold(run, Rules()) as source, pytest.raises(RunNotSettled, match=r"'\./absent' was removed or replaced"):
-        source.has_data(b"./absent", ignored)
+        source.contents.has_data(b"./absent", ignored)
     with hold(run, Rules()) as source, pytest.raises(RunNotSettled, match=r"'\./link' was removed or replaced"):
-        source.has_data(b"./link", ignored)
+        source.contents.has_data(b"./link", ignored)
 
 
 def test_a_directory_is_never_read_as_a_file(run: Run) -> None:
     with hold(run, Rules()) as source, pytest.raises(TarFailed, match=r"cannot read '\./data': Is a directory"):
-        source.has_data(b"./data", ignored)
+        source.contents.has_data(b"./data", ignored)
 
 
 def test_a_run_that_is_removed_while_it_is_held_is_empty_and_not_settled(run: Run) -> None:
@@ -410,10 +410,10 @@ def test_data_is_found_wherever_it_is_and_bytes_that_are_read_are_told(run: Run)
     with hold(run, Rules()) as source:
         for place in (0, (1 << 20) - 4, (1 << 20) - 2, 3 << 20, (4 << 20) - 4):
             hole(run.path / "file", 4 << 20, place)
-            assert source.has_data(b"./file", told.append)
+            assert source.contents.has_data(b"./file", told.append)
         hole(run.path / "file", (4 << 20) + 1)
         told.clear()
-        assert not source.has_data(b"./file", told.append)
+        assert not source.contents.has_data(b"./file", told.append)
     assert len(told) == 5
 
 
@@ -424,7 +424,7 @@ def test_reading_for_holes_ends_when_the_job_does(run: Run) -> None:
         raise Interrupted("stopped by a test")
 
     with hold(run, Rules()) as source, pytest.raises(Interrupted):
-        source.tar_options(source.list(), stop)
+        source.contents.tar_options(source.list(), stop)
 
 
 @pytest.mark.children
@@ -444,14 +444,14 @@ def test_a_file_with_a_further_name_outside_the_run_is_archived_as_a_file(run: R
 def test_the_size_of_a_link_is_known_only_when_the_contents_have_been_compared(run: Run) -> None:
     os.link(run.path / "small", run.path / "too")
     with hold(run, Rules()) as source:
-        assert source.size_of_linked(b"./small", b"./too") is None
-        source.tar_options(source.list(), ignored)
-        assert source.size_of_linked(b"./small", b"./too") == 7
-        assert source.size_of_linked(b"./small", b"./data/L001/one") is None
-        assert source.size_of_linked(b"./small", b"./absent") is None
+        assert source.contents.size_of_linked(b"./small", b"./too") is None
+        source.contents.tar_options(source.list(), ignored)
+        assert source.contents.size_of_linked(b"./small", b"./too") == 7
+        assert source.contents.size_of_linked(b"./small", b"./data/L001/one") is None
+        assert source.contents.size_of_linked(b"./small", b"./absent") is None
         (run.path / "too").unlink()
         os.link(run.path / "data" / "L001" / "one", run.path / "too")
-        assert source.size_of_linked(b"./data/L001/one", b"./too") is None
+        assert source.contents.size_of_linked(b"./data/L001/one", b"./too") is None
 
 
 # standing still

@@ -134,7 +134,7 @@ def test_a_tar_that_gives_anything_but_the_run_is_refused(
 def test_a_hard_link_that_is_real_is_accepted(run: Run) -> None:
     os.link(run.path / "one", run.path / "data" / "one too")
     with opened(run, Rules()) as (still, tar):
-        assert "--hard-dereference" not in still.source.tar_options(still.first, lambda _: None)
+        assert "--hard-dereference" not in still.source.contents.tar_options(still.first, lambda _: None)
         while tar.read(1 << 20):
             pass
         assert tar.report().members == 10

@@ -15,10 +15,11 @@ from pathlib import Path
 from watcher import model
 from watcher.discovery.comparison import change_since_archived
 from watcher.discovery.known import KnownRuns
+from watcher.discovery.refusals import Refusals
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status, path_of
-from watcher.source import Observation, Rules, State, unusable_name
+from watcher.source import Observation, Rules, State
 from watcher.statusdb import StatusDB
 
 BATCH = 1000
@@ -60,7 +61,7 @@ class Registrar:
         self._metrics = metrics
         self._rules = rules or Rules()
         self._known = KnownRuns()
-        self._reasons: dict[Path, str] = {}  # why runs are not archived, as the log has it already
+        self._refusals = Refusals()
         self._observations: queue.SimpleQueue[Observation | None] = queue.SimpleQueue()
 
     def put(self, observation: Observation) -> None:
@@ -108,7 +109,7 @@ class Registrar:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, "register") as beside:
             for observation in observations:
                 seen += 1
-                if self._is_news(observation, noticed) and self._is_acceptable(observation):
+                if self._is_news(observation, noticed) and self._refusals.allow(observation):
                     ready.append(observation)
                 if len(ready) == BATCH:
                     if len(asked) == REQUESTS_AT_ONCE:
@@ -133,7 +134,7 @@ class Registrar:
         """
         if observation.state is State.ABSENT:
             is_there = os.path.isdir(observation.run.path)  # noqa: PTH112  # Path's own may raise
-            self._log_once(
+            self._refusals.log(
                 logging.WARNING, observation.run, "its sentinel is gone" if is_there else "it is gone itself"
             )
         else:
@@ -175,9 +176,9 @@ class Registrar:
         collided = {run.path: collision(run, document) for run, document in registration.collisions}
         for run in runs:
             if run.path in collided:
-                self._log_once(logging.ERROR, run, collided[run.path])
+                self._refusals.log(logging.ERROR, run, collided[run.path])
             else:
-                self._reasons.pop(run.path, None)
+                self._refusals.forget(run)
             self._stop_watching(run.path)
         self._compare_all(observations, registration.known)
         # Submitted last: a run that turns out not to be ready is watched again, and its watch must not be ended here.
@@ -202,21 +203,6 @@ class Registrar:
                 "'%s' is not what was archived any more: %s; keep it, and see 'changed' in docs/operation.md",
                 run.path, change, extra={"run": run.name},
             )  # fmt: skip
-
-    def _is_acceptable(self, observation: Observation) -> bool:
-        reason, level = observation.reason, logging.ERROR
-        if observation.state is State.READY:
-            reason = unusable_name(observation.run.name) or ""
-        elif observation.state is State.HELD:
-            level = logging.WARNING
-        if reason:
-            self._log_once(level, observation.run, reason)
-        return observation.state is State.READY and not reason
-
-    def _log_once(self, level: int, run: Run, reason: str) -> None:
-        if self._reasons.get(run.path) != reason:
-            self._reasons[run.path] = reason
-            logger.log(level, "'%s' is not archived: %s", run.path, reason, extra={"run": run.name})
 
 
 def collision(run: Run, document: Document) -> str:

@@ -60,12 +60,12 @@ class Completeness:
         kind, size = member.kind, member.size
         if kind is Kind.HARD_LINK:
             other = b"." + member.link.removeprefix(self._prefix)
-            linked = self._still.source.size_of_linked(path, other)
+            linked = self._still.source.contents.size_of_linked(path, other)
             kind, size = (kind, 0) if linked is None else (Kind.FILE, linked)
         place = self._listing.place_of(path, kind, size)
         if place is None:
             self._note_stranger(path, member)
-        elif member.is_hole and self._still.source.has_data(path, self._moved):
+        elif member.is_hole and self._still.source.contents.has_data(path, self._moved):
             self._note(f"'{os.fsdecode(path)}' was archived as a hole, and holds data")
         elif self._seen[place]:
             self._note(f"'{os.fsdecode(path)}' is in the archive twice")

@@ -49,7 +49,7 @@ class TarStream:
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._process = job.start(
-            tar_command(still.source, still.source.tar_options(still.first, job.moved)),
+            tar_command(still.source, still.source.contents.tar_options(still.first, job.moved)),
             cwd=still.source.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
