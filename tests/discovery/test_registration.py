@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from sites import PATIENCE_SECONDS, never_stop, wait_until
 
-from watcher.discovery import Noticed, Registrar
+from watcher.discovery import Arrivals, Noticed, Registrar
 from watcher.discovery.registration import BATCH
 from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
@@ -80,7 +80,7 @@ class Impatient(threading.Event):
 
 
 class Desk:
-    """An registrar, its store, and what it hands on."""
+    """A registrar, its store, and what it hands on."""
 
     def __init__(self, path: Path) -> None:
         self.store = CountingStore(path)
@@ -89,6 +89,7 @@ class Desk:
         self.offered: list[str] = []
         self.stop_watching: list[Path] = []
         self.metrics = Metrics()
+        self.arrivals = Arrivals()
         self.registrar = Registrar(self.statusdb, self._submit, self.stop_watching.append, self.metrics)
 
     def _submit(self, document: Document) -> None:
@@ -359,9 +360,9 @@ def test_a_held_run_is_a_warning_once_and_again_after_it_was_ready(
 def test_events_wait_for_a_database_that_is_away_and_none_is_lost(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.store.away = 5
     for one in many(3):
-        desk.registrar.put(one)
-    desk.registrar.end()
-    desk.registrar.follow(Impatient())
+        desk.arrivals.put(one)
+    desk.arrivals.end()
+    desk.registrar.follow(desk.arrivals, Impatient())
     assert sorted(desk.offered) == ["run_00000", "run_00001", "run_00002"]
     assert desk.metrics.counts() == {"noticed_by_event": 3}
     assert "3 runs wait to be registered: away, for a test" in caplog.messages
@@ -421,9 +422,9 @@ def test_a_rescan_has_two_requests_under_way_at_a_time(desk: Desk) -> None:
 
 def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
     for one in many(2 * BATCH):
-        desk.registrar.put(one)
-    desk.registrar.end()
-    desk.registrar.follow(threading.Event())
+        desk.arrivals.put(one)
+    desk.arrivals.end()
+    desk.registrar.follow(desk.arrivals, threading.Event())
     assert len(desk.store.calls) == 4
     assert len(set(desk.offered)) == 2 * BATCH
 
@@ -431,8 +432,8 @@ def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
 def test_following_ends_when_it_is_told_to_though_the_database_stays_away(desk: Desk) -> None:
     desk.store.away = 1_000_000_000
     stop = Impatient()
-    desk.registrar.put(observation())
-    thread = threading.Thread(target=desk.registrar.follow, args=(stop,))
+    desk.arrivals.put(observation())
+    thread = threading.Thread(target=desk.registrar.follow, args=(desk.arrivals, stop))
     thread.start()
     wait_until(lambda: len(desk.store.calls) > 2, "some tries")
     stop.set()

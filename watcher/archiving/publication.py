@@ -44,6 +44,8 @@ def _unseen(_count: int) -> None:
 class ArchiveStore:
     """The directories of archives and wrapped keys, `destination` and `keys`. They may be on two file systems.
 
+    One class knows all names and all steps, because they hold only together: `tests/protocol` proves them as one.
+
     `marks` are files of ours in them. If one is missing, its directory is not mounted any more.
     """
 

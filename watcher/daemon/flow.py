@@ -13,10 +13,9 @@ from watcher.daemon.dispatcher import Dispatcher
 from watcher.daemon.rescans import Rescans, Sources
 from watcher.daemon.settings import Settings
 from watcher.daemon.waiting import WaitingRuns
-from watcher.discovery import Feed, Noticed, Observer, Places, Registrar
+from watcher.discovery import Arrivals, Feed, Noticed, Observer, Places, Registrar
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
-from watcher.source import Observation
 from watcher.statusdb import StatusDB
 
 
@@ -55,7 +54,8 @@ class Flow:
         self._ask_for_rescan = ask_for_rescan
         self.dispatcher = Dispatcher(self._work, settings.jobs)
         self._waiting = WaitingRuns(settings.sequencing_path, statusdb, self.dispatcher)
-        self.observer = parts.observe(on_observation=self._observed, on_lost=self._lost)
+        self.arrivals = Arrivals()
+        self.observer = parts.observe(on_observation=self.arrivals.put, on_lost=self._lost)
         self.registrar = Registrar(statusdb, self._waiting.put, self.observer.stop_watching, metrics, settings.rules)
         self.feed = Feed(statusdb, self._changed, self._missed, self.registrar.forget_all)
         self.claims = Claims(statusdb, parts.leases, StaleClaims(settings.lease_seconds), self._waiting, abort)
@@ -83,9 +83,6 @@ class Flow:
         if outcome is Outcome.NOT_READY:
             self.registrar.no_longer_ready(self.observer.watch_again(run))
         return outcome
-
-    def _observed(self, observation: Observation) -> None:
-        self.registrar.put(observation)
 
     def _lost(self, why: str) -> None:
         self._metrics.add("events_lost")

@@ -69,7 +69,7 @@ class Service:
             self._begin_work()
             self._flow.feed.begin()
             self._start("changes", lambda: self._flow.feed.follow(self._stopping))
-            self._start("registrar", lambda: self._flow.registrar.follow(self._abort))
+            self._start("registrar", lambda: self._flow.registrar.follow(self._flow.arrivals, self._abort))
             self._flow.observer.start()
             self._start("rescan", lambda: self._flow.rescans.follow(self._tell_ready))
             self._watch()
@@ -146,7 +146,7 @@ class Service:
             if thread.name == "rescan":
                 thread.join(RESCAN_END_SECONDS)
         self._flow.observer.stop()
-        self._flow.registrar.end()
+        self._flow.arrivals.end()
         self._flow.dispatcher.shutdown()
         self._abort.set()
         self._statusdb.close()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from watcher.discovery.changes import Feed
 from watcher.discovery.mounts import NETWORK_FILE_SYSTEMS, Places, file_system_type, network_places
 from watcher.discovery.observer import Observer
-from watcher.discovery.registration import Noticed, Registrar, collision
+from watcher.discovery.registration import Arrivals, Noticed, Registrar, collision
 from watcher.discovery.walk import Walk
 
 __all__ = [
     "NETWORK_FILE_SYSTEMS",
+    "Arrivals",
     "Feed",
     "Noticed",
     "Observer",

@@ -31,6 +31,9 @@ opening it, is never closed. A sentinel that holds a whole line is read at once.
 class Observer:
     """Watches what `walk` finds, and calls `on_observation` with each run whose sentinel was touched.
 
+    Sweeps and events share one class because they share one state: what is watched, what this user may not look into,
+    and what is missing. Each must see what the other has just found.
+
     `on_observation` runs in one thread, in order. `on_lost` is called when events were lost and a sweep has to find
     what they would have told. A new sentinel that nobody closes is looked at after `close_seconds`.
     """

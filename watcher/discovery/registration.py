@@ -44,6 +44,32 @@ class Noticed(StrEnum):
     DATABASE = "database"
 
 
+class Arrivals:
+    """The observations that events cause, until they are registered."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Observation | None] = queue.SimpleQueue()
+
+    def put(self, observation: Observation) -> None:
+        """Take an observation."""
+        self._queue.put(observation)
+
+    def end(self) -> None:
+        """Note that no more come."""
+        self._queue.put(None)
+
+    def next(self) -> tuple[list[Observation], bool]:
+        """Wait for an observation; return all that are there then, up to a batch, and whether more may come."""
+        batch: list[Observation] = []
+        observation = self._queue.get()
+        while observation is not None:
+            batch.append(observation)
+            if len(batch) == BATCH or self._queue.empty():
+                return batch, True
+            observation = self._queue.get()
+        return batch, False
+
+
 class Registrar:
     """Registers runs. `submit` takes each pending document that comes to light, `stop_watching` each run done with."""
 
@@ -62,20 +88,11 @@ class Registrar:
         self._rules = rules or Rules()
         self._known = KnownRuns()
         self._refusals = Refusals()
-        self._observations: queue.SimpleQueue[Observation | None] = queue.SimpleQueue()
 
-    def put(self, observation: Observation) -> None:
-        """Take an observation that an event caused; `follow` registers it."""
-        self._observations.put(observation)
-
-    def end(self) -> None:
-        """Make `follow` return."""
-        self._observations.put(None)
-
-    def follow(self, stop: threading.Event) -> None:
-        """Register what `put` brings, as much in one request as has come meanwhile, until `end` or `stop`."""
+    def follow(self, arrivals: Arrivals, stop: threading.Event) -> None:
+        """Register what arrives, as much in one request as has come meanwhile, until it ends or `stop` is set."""
         while not stop.is_set():
-            batch, more = self._next()
+            batch, more = arrivals.next()
             while batch and not stop.is_set():
                 try:
                     self.register(batch, Noticed.EVENT)
@@ -85,16 +102,6 @@ class Registrar:
                     stop.wait(RETRY_SECONDS)
             if not more:
                 return
-
-    def _next(self) -> tuple[list[Observation], bool]:
-        batch: list[Observation] = []
-        observation = self._observations.get()
-        while observation is not None:
-            batch.append(observation)
-            if len(batch) == BATCH or self._observations.empty():
-                return batch, True
-            observation = self._observations.get()
-        return batch, False
 
     def register(
         self, observations: Iterable[Observation], noticed: Noticed, go_on: Callable[[], None] = lambda: None
