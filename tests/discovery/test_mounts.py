@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from machine import mounted, no_descriptors
 
-from watcher.discovery import Places, file_system_type, network_places
+from watcher.discovery import Places, network_places
+from watcher.source import file_system_type
 
 pytestmark = pytest.mark.unit
 

@@ -26,9 +26,9 @@ from machine import (
 )
 from sites import PATIENCE_SECONDS, wait_until
 
-from watcher.discovery import Observer, Walk
+from watcher.discovery import Observer
 from watcher.model import Run
-from watcher.source import SENTINEL, Observation, State
+from watcher.source import SENTINEL, Observation, State, Walk
 
 IN_MODIFY, IN_ATTRIB = 0x2, 0x4
 OBSERVER_THREADS = 3

@@ -13,8 +13,17 @@ from pathlib import Path
 import pytest
 from machine import as_nobody, make_reachable
 
-from watcher.discovery import Walk
-from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, Policy, State, inspect, unusable_name
+from watcher.source import (
+    RACY_SECONDS,
+    SENTINEL,
+    SETTLE_SECONDS,
+    Observation,
+    Policy,
+    State,
+    Walk,
+    inspect,
+    unusable_name,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -384,7 +393,7 @@ def test_a_run_behind_links_that_may_not_be_followed_breaks_no_sweep(tmp_path: P
 OPENED = """
 import os, sys, time
 from pathlib import Path
-from watcher.discovery import Walk
+from watcher.source import Walk
 seen = []
 sys.addaudithook(lambda event, args: seen.append(f"{event} {args[0]}") if event in ("open", "os.scandir") else None)
 walk = Walk(Path(sys.argv[1]), now=lambda: time.time() + 60)

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from watcher import openpgp, wiring
-from watcher.commands.shared import FAILED, OK, config_path, counted, load, observations, pause
+from watcher import openpgp
+from watcher.commands.exit_codes import FAILED, OK
+from watcher.commands.shared import config_path, counted, load, observations, pause
 from watcher.config import Config, check_paths
-from watcher.discovery import file_system_type
 from watcher.errors import ConfigError, WatcherError
 from watcher.journal import printable
 from watcher.process import low_limits
-from watcher.source import State
+from watcher.source import State, file_system_type
 from watcher.tar import tar_version
-
-NAME = "check"
-HELP = "tell, a line each, whether this machine and its configuration are fit to archive"
+from watcher.wiring import archives, daemon, sites
 
 GOOD, WARN, FAIL = "ok", "warn", "FAIL"
 """The marks of a finding."""
@@ -36,10 +34,6 @@ class Finding:
     mark: str
     what: str
     detail: str
-
-
-def add_options(_parser: argparse.ArgumentParser) -> None:
-    """There are none."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +77,7 @@ def _check_directories(config: Config) -> Iterator[Finding]:
         if not path.is_dir():
             yield Finding(GOOD, what, f"'{path}' will be made")
             continue
-        remote = wiring.remote_places(config) if what == "sequencing_path" else {}
+        remote = daemon.remote_places(config) if what == "sequencing_path" else {}
         if path not in remote:
             yield Finding(GOOD, what, f"'{path}' on {file_system_type(path)}")
         for place, kind in remote.items():
@@ -111,7 +105,7 @@ def _check_tar(_config: Config) -> Iterator[Finding]:
 
 
 def _check_recipient(config: Config) -> Iterator[Finding]:
-    recipient = wiring.find_recipient(config)
+    recipient = archives.find_recipient(config)
     expires = recipient.expires
     soon = expires is not None and expires - datetime.now(UTC) < EXPIRY_WARNING
     when = f"expires {expires:%Y-%m-%d}" if expires else "never expires"
@@ -119,7 +113,7 @@ def _check_recipient(config: Config) -> Iterator[Finding]:
 
 
 def _check_statusdb(config: Config) -> Iterator[Finding]:
-    statusdb = wiring.statusdb(config, pause)
+    statusdb = sites.statusdb(config, pause)
     detail = statusdb.describe()
     try:
         statusdb.verify()

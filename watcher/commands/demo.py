@@ -24,9 +24,6 @@ from watcher.process import gpg_environment, tar_environment
 from watcher.source import SENTINEL
 from watcher.statusdb import SQLiteStore, StatusDB
 
-NAME = "demo"
-HELP = "archive and restore a small run in a temporary directory; needs only gpg and tar"
-
 RECIPIENT = "demo@archive.invalid"
 RUN_BYTES = 40_000_000
 TIME_LIMIT_SECONDS = 300.0
@@ -85,11 +82,6 @@ class Place:
     def log(self) -> Path:
         """What the watcher wrote to standard error."""
         return self.root / "watcher.log"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add whether the directory is kept."""
-    parser.add_argument("--keep", action="store_true", help="leave the directory there to look at")
 
 
 def run(options: argparse.Namespace) -> int:

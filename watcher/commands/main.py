@@ -9,38 +9,18 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from watcher import __version__, process
-from watcher.commands import check, demo, once, restore, retry, status, watch
-from watcher.commands.shared import CANCELLED, FAILED, MISCONFIGURED, OK, TERMINATED
+from watcher import process
+from watcher.commands.exit_codes import CANCELLED, FAILED, MISCONFIGURED, OK, TERMINATED
+from watcher.commands.parser import parser
 from watcher.errors import ConfigError, WatcherError
 from watcher.journal import printable
 
-EXIT_CODES = """\
-exit codes:
-  0    done, or ended by one signal after finishing the runs in progress
-  1    a run failed (once), a check failed (check), or the command could not do what it was asked
-  2    the command line is wrong
-  3    the configuration is wrong, or this machine does not fit it; systemd does not restart
-  130  cancelled by Ctrl+C (SIGINT); the watcher and `once`: by the second
-  143  cancelled by SIGTERM; the watcher and `once`: by the second
-"""
-
-DESCRIPTION = """\
-Watch sequencing runs, and archive each one that is complete: tar, encrypt with a key of its own,
-prove that the stored file decrypts to what tar read, wrap the key for gpg_receiver, record it.
-
-Without a command it runs the watcher, until Ctrl+C or SIGTERM.
-"""
-
-COMMANDS = (once, check, status, retry, restore, demo)
-"""In the order of `--help`. Each module has NAME, HELP, `add_options(parser)` and `run(options)`."""
-
-LONG_RUNNING = (watch.run, once.run)
+LONG_RUNNING = ("watch", "once")
 """These obey signals by themselves, and print nothing."""
 
 logger = logging.getLogger(__name__)
@@ -60,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _flushed(_obey(_parser().parse_args(arguments)))
+        return _flushed(_obey(parser().parse_args(arguments)))
     except SystemExit as ending:  # argparse's, after its words about usage or help
         return _flushed(int(ending.code or OK))
     except BrokenPipeError:
@@ -68,9 +48,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _obey(options: argparse.Namespace) -> int:
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: str = options.command
     try:
-        return command(options)
+        # The libraries of a command take longer to import than most commands run: only this one's are imported.
+        code: int = import_module(f"watcher.commands.{command}").run(options)
+        return code
     except ConfigError as error:
         return _complain(error.problems, MISCONFIGURED)
     except WatcherError as error:
@@ -111,27 +93,6 @@ def _muted(code: int) -> int:
     # Whoever read our output has left. Python would try once more to flush it when it ends, and complain.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS,
-        help="the configuration; without it $ARCHIVE_CONFIG, else ~/conf/df_archive.yaml",
-    )  # fmt: skip
-    parser = argparse.ArgumentParser(
-        prog="dataflow_archive", description=DESCRIPTION, epilog=EXIT_CODES, parents=[shared],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.set_defaults(command=watch.run)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    for command in COMMANDS:
-        child = commands.add_parser(command.NAME, help=command.HELP, description=f"{command.HELP}.", parents=[shared])
-        child.set_defaults(command=command.run)
-        command.add_options(child)
-    return parser
 
 
 def _complain(problems: Sequence[str], code: int) -> int:

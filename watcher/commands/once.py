@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from watcher.commands.shared import service
-
-NAME = "once"
-HELP = "archive what is ready now, then exit; for cron and for trying out"
-
-
-def add_options(_parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+from watcher.commands.serving import service
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from watcher.commands.shared import OK, load, statusdb
+from watcher.commands.exit_codes import OK
+from watcher.commands.shared import load, statusdb
 from watcher.journal import printable
-
-NAME = "retry"
-HELP = "set a failed run to pending, its failures forgotten"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the run's name."""
-    parser.add_argument("run", metavar="RUN", help="the run's name")
 
 
 def run(options: argparse.Namespace) -> int:

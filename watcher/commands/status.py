@@ -15,16 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher.commands import shared
-from watcher.commands.shared import OK, counted, load, observations
+from watcher.commands.exit_codes import OK
+from watcher.commands.shared import counted, load, observations
 from watcher.config import Config
-from watcher.discovery import collision
 from watcher.journal import printable
 from watcher.model import Document, Status, path_of, status_of
 from watcher.source import NOT_THERE, State, unusable_name
-from watcher.statusdb import StatusDB, Unreadable
-
-NAME = "status"
-HELP = "show the runs that are not encrypted, why, and how many there are of each status"
+from watcher.statusdb import StatusDB, Unreadable, collision
 
 UNBROKEN_COLUMNS = 10_000
 """The width for a reader that is no terminal, such as grep: one line a run."""
@@ -73,12 +70,6 @@ class Report:
             table.add_row(*map(_cell, (Path(one.path).name, one.state, "", "", "", f"'{one.path}': {one.reason}")))
         if table.row_count:
             console.print(table)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is shown, and in which form."""
-    parser.add_argument("--all", action="store_true", help="show the encrypted ones too")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(options: argparse.Namespace) -> int:

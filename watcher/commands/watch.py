@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from watcher.commands.shared import service
+from watcher.commands.serving import service
 
 
 def run(options: argparse.Namespace) -> int:

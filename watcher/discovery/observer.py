@@ -18,10 +18,9 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver
 
 from watcher.discovery.inotify import Emitter
-from watcher.discovery.walk import Walk, is_directory, is_link
 from watcher.discovery.watches import RUN_MASK, SEQUENCER_MASK, may_look_into
 from watcher.model import Run
-from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, State
+from watcher.source import RACY_SECONDS, SENTINEL, SETTLE_SECONDS, Observation, State, Walk, is_directory, is_link
 
 CLOSE_SECONDS = 10.0
 """After this time a new sentinel is read even if nobody has closed it. A file that was made by a link, and not by

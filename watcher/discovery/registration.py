@@ -20,7 +20,7 @@ from watcher.errors import StatusDBUnavailable
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status, path_of
 from watcher.source import Observation, Rules, State
-from watcher.statusdb import StatusDB
+from watcher.statusdb import StatusDB, collision
 
 BATCH = 1000
 """Observations registered in one request, when so many wait."""
@@ -30,8 +30,6 @@ REQUESTS_AT_ONCE = 2
 
 RETRY_SECONDS = 5.0
 """Between tries to register while the database is away."""
-
-_WITHOUT_ARCHIVE = (Status.PENDING, Status.FAILED)
 
 logger = logging.getLogger(__name__)
 
@@ -210,15 +208,3 @@ class Registrar:
                 "'%s' is not what was archived any more: %s; keep it, and see 'changed' in docs/operation.md",
                 run.path, change, extra={"run": run.name},
             )  # fmt: skip
-
-
-def collision(run: Run, document: Document) -> str:
-    """Return the words for a run whose name another path, or a document that is no run's, has."""
-    if not document:
-        return "the status database takes no document for it: its path is no UTF-8, or the database forbids it"
-    if model.status_of(document) is None:
-        return f"collision: document '{run.name}' in the status database is no run's; rename the run, or remove it"
-    words = f"collision: '{path_of(document)}' has the same name and is registered; rename one of them"
-    if model.status_of(document) in _WITHOUT_ARCHIVE and not os.path.lexists(path_of(document)):
-        words += f" (that one is not here: if it was moved, document '{run.name}' may be deleted)"
-    return words

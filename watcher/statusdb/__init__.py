@@ -7,9 +7,34 @@ what lasts longer is a StatusDBUnavailable, which the caller waits out.
 
 from __future__ import annotations
 
-from watcher.statusdb.couchdb import CouchDBStore, Login
+from typing import TYPE_CHECKING
+
 from watcher.statusdb.database import StatusDB
+from watcher.statusdb.login import Login
+from watcher.statusdb.registering import collision
 from watcher.statusdb.sqlite import SQLiteStore
 from watcher.statusdb.store import Changes, DocumentStore, FeedLost, Unreadable
 
-__all__ = ["Changes", "CouchDBStore", "DocumentStore", "FeedLost", "Login", "SQLiteStore", "StatusDB", "Unreadable"]
+if TYPE_CHECKING:
+    from watcher.statusdb.couchdb import CouchDBStore
+
+__all__ = [
+    "Changes",
+    "CouchDBStore",
+    "DocumentStore",
+    "FeedLost",
+    "Login",
+    "SQLiteStore",
+    "StatusDB",
+    "Unreadable",
+    "collision",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import `CouchDBStore` when it is asked for: its libraries take a tenth of a second, and SQLite needs none."""
+    if name != "CouchDBStore":
+        raise AttributeError(name)
+    from watcher.statusdb.couchdb import CouchDBStore  # noqa: PLC0415
+
+    return CouchDBStore

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +28,7 @@ from requests.auth import HTTPBasicAuth
 from watcher import model
 from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable
 from watcher.model import Document, Status
+from watcher.statusdb.login import Login
 from watcher.statusdb.store import (
     Changes,
     Conflict,
@@ -72,22 +72,6 @@ DESIGN_DOCUMENT: Document = {
     "language": "javascript",
     "views": {VIEW: {"map": "function (doc) { if (doc.status) emit(doc.status, null); }", "reduce": "_count"}},
 }
-
-
-@dataclass(frozen=True)
-class Login:
-    """Where the server is and who we are there. `password` never shows."""
-
-    url: str
-    database: str
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    ca_file: str | None = None
-
-    @property
-    def who(self) -> str:
-        """Return user and server for people."""
-        return f"user '{self.username}' at '{self.url}'" if self.username else f"anonymous at '{self.url}'"
 
 
 class CouchDBStore:

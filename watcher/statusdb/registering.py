@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from watcher import model
-from watcher.model import Document, Run
+from watcher.model import Document, Run, Status
 from watcher.statusdb.access import Access, is_text
 from watcher.statusdb.store import Found, Unreadable
 
@@ -74,3 +75,15 @@ def _known_or_new(access: Access, runs: Sequence[Run], now: datetime) -> tuple[d
 def is_of(document: Document, run: Run) -> bool:
     """Say whether a document is a run's, and this run's."""
     return model.status_of(document) is not None and document.get("path") == str(run.path)
+
+
+def collision(run: Run, document: Document) -> str:
+    """Return the words for a run whose name another path, or a document that is no run's, has."""
+    if not document:
+        return "the status database takes no document for it: its path is no UTF-8, or the database forbids it"
+    if model.status_of(document) is None:
+        return f"collision: document '{run.name}' in the status database is no run's; rename the run, or remove it"
+    words = f"collision: '{model.path_of(document)}' has the same name and is registered; rename one of them"
+    if model.status_of(document) in (Status.PENDING, Status.FAILED) and not os.path.lexists(model.path_of(document)):
+        words += f" (that one is not here: if it was moved, document '{run.name}' may be deleted)"
+    return words

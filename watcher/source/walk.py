@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from watcher.model import Run
-from watcher.source import NOT_THERE, Observation, Policy, State, inspect, inspect_directory
+from watcher.source.sentinel import NOT_THERE, Observation, Policy, State, inspect, inspect_directory
 
 logger = logging.getLogger(__name__)
 

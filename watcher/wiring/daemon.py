@@ -1,4 +1,4 @@
-"""The parts, made from a Config. The one room that hands the configuration's values to the others."""
+"""The daemon, and what must be right before it runs."""
 
 from __future__ import annotations
 
@@ -9,71 +9,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from watcher import archiving, openpgp
+from watcher import archiving
 from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.daemon import Notifier, Parts, Service, Settings, lock_file, mark, watchdog_seconds
-from watcher.discovery import NETWORK_FILE_SYSTEMS, Observer, Places, Walk, file_system_type, network_places
+from watcher.discovery import Observer, Places, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
-from watcher.openpgp import Recipient
 from watcher.process import low_limits
 from watcher.source import Policy, Rules
-from watcher.statusdb import CouchDBStore, DocumentStore, Login, SQLiteStore, StatusDB
 from watcher.tar import tar_version
+from watcher.wiring.archives import find_recipient
+from watcher.wiring.sites import statusdb, walk
 
 logger = logging.getLogger(__name__)
-
-
-def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:
-    """Return the status database that the configuration names. Raises ConfigError for SQLite on a network."""
-    return StatusDB(_store(config, wait), wait)
-
-
-def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
-    path = config.statusdb.sqlite_path
-    if path is None:
-        secret = config.statusdb.password
-        return CouchDBStore(
-            Login(
-                config.statusdb.server_url,
-                config.statusdb.database,
-                config.statusdb.username,
-                secret.get_secret_value() if secret else None,
-                str(config.statusdb.ca_file) if config.statusdb.ca_file else None,
-            )
-        )
-    if path.parent.is_dir() and (kind := file_system_type(path.parent)) in NETWORK_FILE_SYSTEMS:
-        raise ConfigError(
-            f"statusdb.url: '{path}' lies on a network file system ({kind}), where SQLite's locks do not hold; "
-            "use a local disk, or CouchDB for several hosts"
-        )
-    return SQLiteStore(path, wait)
-
-
-def archive_store(config: Config) -> ArchiveStore:
-    """Return the directories for archives and wrapped keys."""
-    return ArchiveStore(config.destination_path, config.run_keys_path)
-
-
-def find_recipient(config: Config) -> Recipient:
-    """Return the recipient that the configuration names. Raises RecipientUnusable, CannotRun or WrapFailed.
-
-    A key that nobody uses is wrapped for it: a gpg that encrypts to another key is found before hours of work.
-    """
-    recipient = openpgp.find_recipient(config.gpg_receiver, config.gnupg_home)
-    openpgp.wrap(openpgp.FileKey.generate(), recipient, config.gnupg_home)
-    return recipient
 
 
 def remote_places(config: Config) -> dict[Path, str]:
     """Return which of the sequencing path and its sequencers cause no events for other hosts' writes, with types."""
     return network_places(config.sequencing_path, config.ignore)
-
-
-def walk(config: Config) -> Walk:
-    """Return what looks at the runs in the sequencing path."""
-    return Walk(config.sequencing_path, config.ignore, Policy(config.sentinel_policy))
 
 
 def refuse_unusable(config: Config) -> None:

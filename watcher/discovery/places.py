@@ -8,29 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-MOUNT_TABLE = Path("/proc/self/mountinfo")
-"""See proc_pid_mountinfo(5)."""
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        # files of a server
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "coda", "fuse.sshfs", "fuse.smbnetfs", "fuse.curlftpfs", "davfs",
-        # clusters; several have a client in the kernel and one through FUSE
-        "lustre", "gpfs", "beegfs", "fuse.beegfs", "fhgfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "glusterfs",
-        "fuse.glusterfs", "panfs", "wekafs", "cvfs", "orangefs", "pvfs2", "fuse.mfs", "fuse.lizardfs", "fuse.saunafs",
-        "fuse.quobyte", "fuse.juicefs",
-        # one disk that several hosts mount
-        "ocfs2", "gfs2",
-        # a virtual machine's share of what its host has: the host writes there too
-        "9p", "virtiofs", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs",
-        # object stores
-        "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.goofys", "fuse.mountpoint-s3",
-    }
-)  # fmt: skip
-"""Types of the mount table on which other hosts' changes cause no events here, and locks may not hold across hosts.
-
-One too many costs some listings a minute; one that is missing makes runs wait for `rescan_interval`.
-"""
+from watcher.source import MOUNT_TABLE, NETWORK_FILE_SYSTEMS, type_of
 
 
 class Places:
@@ -80,15 +58,10 @@ def network_places(root: Path, ignore: Collection[str] = ()) -> dict[Path, str]:
     return _remote(root, _places(root, ignore), MOUNT_TABLE.read_bytes())
 
 
-def file_system_type(path: Path) -> str:
-    """Return the type of the file system that holds `path`, as the kernel's mount table has it."""
-    return _type(os.stat(path).st_dev, MOUNT_TABLE.read_bytes())
-
-
 def _remote(root: Path, places: dict[Path, os.stat_result], table: bytes) -> dict[Path, str]:
     own = places[root].st_dev if root in places else None
     others = {place: status.st_dev for place, status in places.items() if place == root or status.st_dev != own}
-    kinds = {place: _type(device, table) for place, device in others.items()}
+    kinds = {place: type_of(device, table) for place, device in others.items()}
     return {place: kind for place, kind in kinds.items() if kind in NETWORK_FILE_SYSTEMS}
 
 
@@ -115,12 +88,3 @@ def _places(root: Path, ignore: Collection[str]) -> dict[Path, os.stat_result]:
         with suppress(OSError):
             found[place] = os.stat(place)
     return found
-
-
-def _type(device: int, table: bytes) -> str:
-    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    for line in table.splitlines():
-        fields, _, rest = line.partition(b" - ")
-        if fields.split()[2] == wanted:
-            return os.fsdecode(rest.split()[0])
-    return "unknown"
