@@ -32,7 +32,7 @@ class Safeguard(NamedTuple):
 
 SAFEGUARDS = {
     "a write compares revisions (SQLite)": Safeguard(
-        "statusdb/sqlite.py",
+        "statusdb/sqlite/store.py",
         'if (str(current[0]) if current else None) != document.get("_rev"):',
         "if False:",
         "statusdb/test_contract.py::test_a_write_over_an_old_revision_is_a_conflict_and_changes_nothing[sqlite]",
@@ -171,7 +171,7 @@ SAFEGUARDS = {
         "archiving/test_publication.py::test_a_manifest_goes_before_the_files_that_it_speaks_of",
     ),
     "a record is on the disk (SQLite)": Safeguard(
-        "statusdb/sqlite.py",
+        "statusdb/sqlite/connections.py",
         "pragma synchronous = full",
         "pragma synchronous = off",
         "archiving/test_publication.py::test_every_file_is_on_the_disk_before_it_has_its_name_and_the_names_before_the_record",

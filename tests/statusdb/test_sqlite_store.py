@@ -236,7 +236,7 @@ def stands_in(function: str) -> bool:
     for frame in (frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()):
         outer: FrameType | None = frame
         while outer is not None:
-            if outer.f_code.co_name == function and outer.f_code.co_filename.endswith("statusdb/sqlite.py"):
+            if outer.f_code.co_name == function and outer.f_code.co_filename.endswith("statusdb/sqlite/store.py"):
                 return True
             outer = outer.f_back
     return False

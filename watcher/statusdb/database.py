@@ -31,6 +31,9 @@ class StatusDB:
 
     `wait` is a stop event's `wait`: it pauses for so many seconds and says whether to give up.
     `now` is the wall clock, for people's timestamps and `not_before` only.
+
+    It is longer than other classes because it is the one face of the database: a line or two for each question and
+    each change. What is difficult about them stands in `registering`, `claiming`, `saving`, `access` and `door`.
     """
 
     def __init__(
