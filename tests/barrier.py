@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 SCRIPT = """#!/bin/sh
-case " $* " in *" --create "*) until [ -e '{opened}' ]; do sleep 0.02; done ;; esac
+case " $* " in *" --create "*) : > '{reached}'; until [ -e '{opened}' ]; do sleep 0.02; done ;; esac
 exec {tar} "$@"
 """
 
@@ -18,10 +18,17 @@ class Gate:
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self._opened = directory / "opened"
+        self._reached = directory / "reached"
         tar = directory / "tar"
-        tar.write_text(SCRIPT.format(opened=self._opened, tar=shutil.which("tar")), encoding="utf-8")
+        tar.write_text(
+            SCRIPT.format(opened=self._opened, reached=self._reached, tar=shutil.which("tar")), encoding="utf-8"
+        )
         tar.chmod(0o700)
         self.path = f"{directory}:{os.environ['PATH']}"
+
+    def is_reached(self) -> bool:
+        """Say whether some tar has come to the gate."""
+        return self._reached.exists()
 
     def open(self) -> None:
         """Let everybody through from now on."""

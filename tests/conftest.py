@@ -142,6 +142,7 @@ def recipient(gnupg: Path) -> str:
 def site(tmp_path: Path, gnupg: Path, recipient: str) -> Iterator[Site]:
     """A facility whose configuration names `recipient` and an SQLite file."""
     site = Site(tmp_path / "site", gnupg, recipient)
+    site.is_warm = True
     yield site
     site.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from warm import AT_START, WarmProcess, run_warm
 
 from watcher.commands.demo import RESTORE
 from watcher.model import Document
@@ -81,8 +82,15 @@ def keyring(home: Path) -> Iterator[Path]:
 class Daemon:
     """The command as a process, its log in a file; `arguments` begin with the program."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path, *, is_warm: bool = False
+    ) -> None:
         self.log_file = log
+        log.touch()
+        self.process: subprocess.Popen[bytes] | WarmProcess
+        if is_warm:
+            self.process = WarmProcess(arguments, (log, log), environment, cwd)
+            return
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -130,7 +138,7 @@ class Daemon:
     def kill(self) -> None:
         """End it as a power cut does, if it still runs."""
         self.process.kill()
-        self.process.wait()
+        self.wait()
 
 
 class Systemd:
@@ -160,7 +168,12 @@ class Systemd:
 
 
 class Site:
-    """One facility: directories below `root`, a recipient in the keyring `gnupg`, a configuration on SQLite."""
+    """One facility: directories below `root`, a recipient in the keyring `gnupg`, a configuration on SQLite.
+
+    Commands start warm while `is_warm` is true (see `warm`), else each with an interpreter of its own.
+    """
+
+    is_warm = False
 
     def __init__(self, root: Path, gnupg: Path, recipient: str, **options: Any) -> None:
         self.root = root
@@ -238,16 +251,23 @@ class Site:
         `prefix` is a program that runs it, such as unshare(1).
         """
         command = [*prefix, *COMMAND, "-c", str(config or self.config), *arguments]
-        daemon = Daemon(command, self.root / log, {**self.environment, **environment}, self.root)
+        is_warm = not prefix and self._may_be_warm(environment)
+        daemon = Daemon(command, self.root / log, {**self.environment, **environment}, self.root, is_warm=is_warm)
         self._daemons.append(daemon)
         return daemon
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end on this site's configuration; return code and output."""
+        command = [*COMMAND, "-c", str(self.config), *arguments]
+        given = {**self.environment, **environment}
+        if self._may_be_warm(environment):
+            return run_warm(command, given, self.root, PATIENCE_SECONDS)
         return subprocess.run(
-            [*COMMAND, "-c", str(self.config), *arguments], capture_output=True, text=True, check=False,
-            env={**self.environment, **environment}, cwd=self.root, timeout=PATIENCE_SECONDS,
-        )  # fmt: skip
+            command, capture_output=True, text=True, check=False, env=given, cwd=self.root, timeout=PATIENCE_SECONDS
+        )
+
+    def _may_be_warm(self, environment: Mapping[str, str]) -> bool:
+        return self.is_warm and not any(name.startswith(AT_START) for name in environment)
 
     def once(self) -> list[str]:
         """Return the words of the command `once` on this site's configuration."""

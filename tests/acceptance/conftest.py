@@ -14,6 +14,7 @@ from sites import Daemon, Site
 def shared_site(tmp_path_factory: pytest.TempPathFactory, gnupg: Path, recipient: str) -> Iterator[Site]:
     """A facility that the tests of a file share; each makes runs of its own."""
     site = Site(tmp_path_factory.mktemp("shared") / "site", gnupg, recipient, rescan_interval="1 h")
+    site.is_warm = True
     yield site
     site.close()
 

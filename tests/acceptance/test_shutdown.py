@@ -100,7 +100,7 @@ def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site, gate: Gate)
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment | {"PATH": gate.path})
-    wait_until(site.debris, "the archive is begun")
+    wait_until(gate.is_reached, "tar runs")
     os.write(terminal, b"\x03")
     said = b""
     while b"finishing what runs" not in said:
