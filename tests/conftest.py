@@ -139,10 +139,10 @@ def recipient(gnupg: Path) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path, gnupg: Path, recipient: str) -> Iterator[Site]:
-    """A facility whose configuration names `recipient` and an SQLite file."""
+def site(request: pytest.FixtureRequest, tmp_path: Path, gnupg: Path, recipient: str) -> Iterator[Site]:
+    """A facility whose configuration names `recipient` and an SQLite file. The slower suites start commands cold."""
     site = Site(tmp_path / "site", gnupg, recipient)
-    site.is_warm = True
+    site.is_warm = not any(request.node.get_closest_marker(name) for name in ("slow", "chaos", "systemd"))
     yield site
     site.close()
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -57,7 +58,8 @@ class WarmProcess:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and the server has not told it yet
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it as a power cut does, if it still runs."""

@@ -68,6 +68,7 @@ def files_with(root: Path, secret: bytes) -> list[Path]:
 
 
 def test_no_file_key_is_seen_anywhere_while_runs_are_archived(site: Site) -> None:
+    site.is_warm = False  # /proc shows the environment with which a process was started
     site.configure(log_level="DEBUG", log_file=str(site.root / "df_archive.log"))
     daemon = site.start().wait_ready()
     with watched() as watch:
