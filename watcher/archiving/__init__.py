@@ -1,7 +1,7 @@
 """From a claim to a record: one run is packed, encrypted, proven, and given its final names.
 
 `Worker.work` is the whole story of a run. `ArchiveStore` is the one place that names, adopts and removes archives;
-`LeaseKeeper` keeps claims alive, and `StaleClaims` finds those whose holder has died. `StagedFileCollector` removes
+`LeaseKeeper` keeps claims alive, and `StaleClaims` finds those whose holder has died. `GarbageCollector` removes
 what no claim wants any more. The daemon calls this folder; the folder knows nothing of how runs are discovered.
 """
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from watcher.errors import StatusDBRefused, StatusDBUnavailable
 from watcher.model import Document
-from watcher.statusdb.door import Door
+from watcher.statusdb.door import Door, is_run_name
 from watcher.statusdb.store import Conflict, DocumentStore, Found, Undecodable, Unreadable
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class Access:
         return None if isinstance(found, Unreadable) else found
 
     def look(self, run_id: str) -> Found | None:
-        """Ask for one document. A name that is no text has none: no store could be asked for it."""
-        found = self.store.get(run_id) if is_text(run_id) else None
+        """Ask for one document. A name that no run can have has none: in CouchDB, some mean something else."""
+        found = self.store.get(run_id) if is_run_name(run_id) else None
         if found is None:
             self.door.forget(run_id)
             return None
@@ -67,12 +67,3 @@ class Access:
         except (Conflict, StatusDBUnavailable) as error:
             logger.warning("conflicting revisions may stay: %s", error, extra={"run": document["_id"]})
             return document
-
-
-def is_text(name: str) -> bool:
-    """Say whether a name can be written in UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

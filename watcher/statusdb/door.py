@@ -80,9 +80,23 @@ def _inner(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 
-def _misnamed(name: str) -> str:
+def is_run_name(name: str) -> bool:
+    """Say whether a run, and so its document, may have this name."""
     is_usable = name not in ("", ".", "..") and not name.startswith("_") and "/" not in name and "\0" not in name
-    return "" if is_usable and len(name.encode()) <= model.MAX_RUN_NAME_BYTES else "_id is not the name of a run"
+    return is_usable and is_text(name) and len(name.encode()) <= model.MAX_RUN_NAME_BYTES
+
+
+def is_text(name: str) -> bool:
+    """Say whether a name can be written in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _misnamed(name: str) -> str:
+    return "" if is_run_name(name) else "_id is not the name of a run"
 
 
 def _misplaced(path: Any, name: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from watcher import model
 from watcher.model import Document, Run, Status
-from watcher.statusdb.access import Access, is_text
+from watcher.statusdb.access import Access
+from watcher.statusdb.door import is_text
 from watcher.statusdb.store import Found, Unreadable
 
 BATCH = 1000
