@@ -92,7 +92,7 @@ def _become(
     arguments: Sequence[str], outputs: tuple[Path, Path], environment: Mapping[str, str], cwd: Path, source: str
 ) -> None:
     """Make this process what a new one would be, and run the command."""
-    assert watcher.__file__ == source, f"the fork server has imported {watcher.__file__}"
+    assert os.path.samefile(watcher.__file__, source), f"the fork server has imported {watcher.__file__}"
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
