@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -124,7 +125,7 @@ class Client:
 Plan = Callable[[Request], Fault]
 
 
-class RecordingServer:
+class RecordingServer(ABC):
     """An HTTP server on a free port of 127.0.0.1 that records its requests; a context manager.
 
     Connections are kept alive and served concurrently, one thread each. A subclass says what to answer.
@@ -145,9 +146,9 @@ class RecordingServer:
         """The server's address, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
+    @abstractmethod
     def answer(self, client: Client, request: Request) -> None:
         """Send the answer to one request. Raises `Reset` or `Close` to end the connection."""
-        raise NotImplementedError
 
     def up(self) -> None:
         """Listen (again), on the same port."""

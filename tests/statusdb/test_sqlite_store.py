@@ -259,7 +259,7 @@ def test_closing_waits_for_a_write_that_waits_itself(file: SQLiteFile) -> None:
 
 def test_closing_waits_for_threads_in_the_middle_of_their_work(file: SQLiteFile) -> None:
     store = file.open()
-    store.insert_many(new_document(f"run_{number}", text="x" * 1000) for number in range(500))
+    store.insert_many(new_document(f"run_{number}", text="x" * 1000) for number in range(2000))
     stop = threading.Event()
     told: set[str] = set()
 
@@ -267,7 +267,7 @@ def test_closing_waits_for_threads_in_the_middle_of_their_work(file: SQLiteFile)
         done = 0
         while not stop.is_set():
             try:
-                assert len(store.with_status(Status.PENDING)) >= 500
+                assert len(store.with_status(Status.PENDING)) >= 2000
                 store.put(new_document(f"run_of_{thread}_{done}"))
             except StatusDBUnavailable as error:
                 told.add(str(error).partition(": ")[2])
@@ -276,7 +276,7 @@ def test_closing_waits_for_threads_in_the_middle_of_their_work(file: SQLiteFile)
 
     with ThreadPoolExecutor(4) as pool:
         working = [pool.submit(work, thread) for thread in range(4)]
-        for _ in range(20):
+        for _ in range(50):
             store.close()
         stop.set()
         assert all(done.result(PATIENCE_SECONDS) for done in working)
