@@ -42,7 +42,7 @@ from databases import (
 from fault_proxy import Fault, FaultProxy, Request
 from sites import PATIENCE_SECONDS
 
-from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable, WatcherError
+from watcher.errors import ConfigError, StatusDBRefused, StatusDBUnavailable, UnknownRun, WatcherError
 from watcher.model import Archive, Document, Run, Status
 from watcher.statusdb import CouchDBStore, FeedLost, Login, StatusDB
 from watcher.statusdb.couchdb import DESIGN_DOCUMENT, REFUSED_SECONDS
@@ -170,6 +170,16 @@ def test_a_request_that_comes_to_grief_is_made_again_and_then_answered(
     proxy.release()
     assert pauses.asked == [PAUSES_SECONDS[0]]
     assert answered == EVERYTHING[name](statusdb_of(couch.open()))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../etc", "_all_docs", "_design/dataflow_archive", "run_\udcff"])
+def test_a_name_that_no_run_can_have_is_not_asked_for(proxy: FaultProxy, couch: CouchDatabase, name: str) -> None:
+    statusdb = statusdb_of(through(proxy, couch))
+    for ask in (statusdb.demand, statusdb.retry):
+        with pytest.raises(UnknownRun, match="is not in the status database"):
+            ask(name)
+    assert statusdb.get(name) is None
+    assert proxy.requests == []
 
 
 @pytest.mark.parametrize("fault", [fault for fault in BROKEN if fault is not Fault.RESET_AFTER])

@@ -183,10 +183,8 @@ class Service:
 
     def _state(self) -> str:
         running, waiting = self._flow.dispatcher.counts()
-        parts = [f"{printable(job.run.name)} {_percent(job.progress)}" for job in self._leases.jobs()]
-        return (
-            f"{running} running, {waiting} waiting; {self._flow.observer.watches} watches; {', '.join(parts) or 'idle'}"
-        )
+        jobs = ", ".join(f"{printable(job.run.name)} {_percent(job.progress)}" for job in self._leases.jobs())
+        return f"{running} running, {waiting} waiting; {self._flow.observer.watches} watches; {jobs or 'idle'}"
 
 
 def _guarded(target: Callable[[], None]) -> Callable[[], None]:

@@ -83,10 +83,10 @@ def _inner(value: Any) -> Iterable[Any]:
 def is_run_name(name: str) -> bool:
     """Say whether a run, and so its document, may have this name."""
     is_usable = name not in ("", ".", "..") and not name.startswith("_") and "/" not in name and "\0" not in name
-    return is_usable and is_text(name) and len(name.encode()) <= model.MAX_RUN_NAME_BYTES
+    return is_usable and is_utf8(name) and len(name.encode()) <= model.MAX_RUN_NAME_BYTES
 
 
-def is_text(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Say whether a name can be written in UTF-8."""
     try:
         name.encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from watcher import model
 from watcher.model import Document, Run, Status
 from watcher.statusdb.access import Access
-from watcher.statusdb.door import is_text
+from watcher.statusdb.door import is_utf8
 from watcher.statusdb.store import Found, Unreadable
 
 BATCH = 1000
@@ -42,7 +42,7 @@ def register(access: Access, runs: Iterable[Run], now: datetime) -> Registration
     seen: dict[Path, Run] = {}
     for run in runs:
         seen[run.path] = run
-        if is_text(str(run.path)):
+        if is_utf8(str(run.path)):
             wanted.setdefault(run.name, run)
     found, new = _known_or_new(access, list(wanted.values()), now)
     documents = {name: one for name, one in found.items() if not isinstance(one, Unreadable)}
