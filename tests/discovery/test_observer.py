@@ -797,7 +797,8 @@ def test_a_sequencer_that_is_opened_to_us_between_our_try_to_watch_it_and_our_lo
         return look(path, *arguments, **options)
 
     monkeypatch.setattr(os, "access", access)
-    shell(root, "mkdir -m 700 X; mkdir X/run")
+    (root / "X").mkdir(mode=0o700)  # mkdir(1) looks again, and would set a mode that is another by then back
+    shell(root, "mkdir X/run")
     watch.flush()
     shell(root, "echo 0 > X/run/$S")
     assert watch.wait_for("X/run") == [("X/run", State.READY)]
