@@ -211,6 +211,8 @@ class RecordingServer(ABC):
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            # A second packet would wait for the acknowledgement of the first, which Linux delays for 40 ms.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client = Client(connection)
             client.thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
             with self._changed:
