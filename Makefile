@@ -10,7 +10,7 @@ setup: ## a virtual environment with everything, and the hooks of git
 	test ! -d .git || .venv/bin/pre-commit install
 
 unit: ## what needs no child process, no server and no root: seconds
-	$(PYTEST) -q -m "unit and not children and not root"
+	$(PYTEST) -q -m "unit and not children and not root and not slow"
 
 test: ## the README's test command
 	$(PYTEST)
@@ -21,8 +21,8 @@ lint: ## style, types, layers
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-slow chaos: ## minutes each
-	$(PYTEST) --dist worksteal -m "$@ and not systemd"
+slow chaos: ## minutes each; one test a core, since many look at times
+	$(PYTHON) -m pytest -n logical --dist worksteal -m "$@ and not systemd"
 
 systemd: ## boots a container with a real systemd; as root
 	$(PYTHON) -m pytest -m systemd

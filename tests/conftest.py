@@ -30,6 +30,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """For `-n auto`, let two processes share a core: half of a test's time is waiting. `-n logical` is one a core."""
+    return 2 * len(os.sched_getaffinity(0)) if config.option.numprocesses == "auto" else None
+
+
 CHILDREN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 """Audit events of the interpreter: a child process is about to be started."""
 

@@ -52,7 +52,7 @@ def gpg(home: Path, *arguments: str, data: bytes | None = None) -> bytes:
 
 
 def make_key(home: Path, user: str, expires: str = "never") -> str:
-    """Make a key pair without a passphrase; return its fingerprint."""
+    """Make a key pair without a passphrase, on curves: RSA takes gpg a second. Return its fingerprint."""
     gpg(
         home,
         "--passphrase",
@@ -61,7 +61,7 @@ def make_key(home: Path, user: str, expires: str = "never") -> str:
         "loopback",
         "--quick-generate-key",
         user,
-        "default",
+        "future-default",
         "default",
         expires,
     )

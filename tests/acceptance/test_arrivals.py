@@ -73,6 +73,7 @@ def test_a_run_and_its_sentinel_that_appear_at_once_are_noticed(watcher: Daemon,
     shared_site.wait_for("sudden")
 
 
+@pytest.mark.slow
 def test_everything_that_a_run_can_hold_comes_back(watcher: Daemon, shared_site: Site) -> None:
     run = shared_site.make_run("everything")
     many = run / "many"

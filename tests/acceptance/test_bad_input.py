@@ -105,15 +105,15 @@ def test_a_machine_that_does_not_fit_the_config_is_refused(site: Site, mistake: 
 
 
 def ambiguous(home: Path) -> str:
-    gpg(home, "--passphrase", "", "--quick-generate-key", "Two <two@example.org>", "default", "default", "never")
-    gpg(home, "--passphrase", "", "--quick-generate-key", "Too <two@example.org>", "default", "default", "never")
+    gpg(home, "--passphrase", "", "--quick-generate-key", "Two <two@example.org>", "future-default", "default", "never")
+    gpg(home, "--passphrase", "", "--quick-generate-key", "Too <two@example.org>", "future-default", "default", "never")
     return "matches 2 keys"
 
 
 def expired(home: Path) -> str:
     gpg(
         home, "--passphrase", "", "--faked-system-time", "20200101T000000",
-        "--quick-generate-key", "two@example.org", "default", "default", "1d",
+        "--quick-generate-key", "two@example.org", "future-default", "default", "1d",
     )  # fmt: skip
     return "has expired"
 

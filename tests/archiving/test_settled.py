@@ -23,7 +23,7 @@ from watcher.source import SENTINEL, Rules
 
 TRANSFERS = Config.model_fields["transfer_names"].get_default(call_default_factory=True)
 RULES = Rules(tolerated=(SENTINEL, "rsync*.log"), transfers=TRANSFERS)
-QUIET_SECONDS = 0.2
+QUIET_SECONDS = 1.0
 CLOCK_SECONDS = 0.01
 """A file system's times are those of the kernel's last tick: so much behind the clock, at most."""
 

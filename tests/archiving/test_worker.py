@@ -353,15 +353,15 @@ def test_a_run_without_room_waits_with_the_reason_shown_and_no_attempt_spent(ben
 
 
 def test_running_jobs_keep_their_room_reserved(bench: Bench) -> None:
-    first, second = bench.ready_run("run_001", 4_000_000), bench.ready_run("run_002", 4_000_000)
+    first, second = bench.ready_run("run_001", 20_000_000), bench.ready_run("run_002", 20_000_000)
     free = bench.archive_store.free_bytes("run_002")
     outcomes: list[Outcome] = []
     workers: list[Worker] = []
-    tight = bench.other(minimum_free_space=free - 6_000_000)
+    tight = bench.other(minimum_free_space=free - 30_000_000)
     tight = tight.with_archive_store("refuse_foreign", lambda: outcomes.append(workers[0].work(second)))
     workers.append(tight.worker())
     assert workers[0].work(first) is Outcome.ENCRYPTED
-    assert outcomes == [Outcome.NO_ROOM], "6 MB for two runs of 4 MB"
+    assert outcomes == [Outcome.NO_ROOM], "30 MB for two runs of 20 MB"
     assert bench.document(second)["last_error"]["kind"] == "NoSpace"
 
 
@@ -452,7 +452,7 @@ def import_expired_key(bench: Bench) -> None:
     home = bench.settings.gnupg_home
     assert home is not None
     then = ("--faked-system-time", "20200101T000000!", "--passphrase", "", "--pinentry-mode", "loopback")
-    gpg(home, *then, "--quick-generate-key", bench.site.recipient, "default", "default", "1d")
+    gpg(home, *then, "--quick-generate-key", bench.site.recipient, "future-default", "default", "1d")
 
 
 @pytest.mark.parametrize("expired", [False, True], ids=["vanished", "expired"])

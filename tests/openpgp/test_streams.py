@@ -447,6 +447,7 @@ def test_no_child_is_left_after_many_operations(job: Job, gnupg: Path, recipient
     assert job._children == set()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_stream(home: Path) -> None:
     peaks = [peak_kilobytes(home, megabytes) for megabytes in (16, 400)]
     assert peaks[1] - peaks[0] < 20_000, peaks

@@ -619,6 +619,7 @@ def use_pinentry(home: Path, log: Path, on_getpin: str) -> None:
 def locked(tmp_path: Path) -> Iterator[Site]:
     """A site with an archived run, whose private key has the passphrase `secret`."""
     with keyring(tmp_path / "home") as home:
+        (home / "gpg-agent.conf").write_text("s2k-count 65536\n")  # the default is made to take its time
         gpg(home, "--passphrase", "secret", "--pinentry-mode", "loopback",
             "--quick-generate-key", "ops@example.org", "future-default", "default", "never")  # fmt: skip
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)

@@ -244,6 +244,7 @@ def test_the_order_of_the_entries_makes_no_difference_and_each_of_them_does(run:
     assert surveyed([*found, found[0]]).digest != digest
 
 
+@pytest.mark.slow
 def test_a_listing_keeps_a_few_bytes_of_each_entry(run: Run) -> None:
     count, status = 100_000, os.stat(run.path / "small")
     tracemalloc.start()

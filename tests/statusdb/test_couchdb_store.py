@@ -51,7 +51,7 @@ from watcher.statusdb.store import Conflict
 
 USER = "ops@example.org"
 PASSWORD = "p@ss:w/rd%+ü"
-IMPATIENCE_SECONDS = 2.0
+IMPATIENCE_SECONDS = 1.0
 """A client's time-out where a test makes the server hang; a slow machine answers other requests within it."""
 
 HANGING = (Fault.HANG, Fault.HANG_AFTER)

@@ -257,6 +257,7 @@ def test_closing_waits_for_a_write_that_waits_itself(file: SQLiteFile) -> None:
     assert file.open().count_by_status() == {"pending": 1}
 
 
+@pytest.mark.slow
 def test_closing_waits_for_threads_in_the_middle_of_their_work(file: SQLiteFile) -> None:
     store = file.open()
     store.insert_many(new_document(f"run_{number}", text="x" * 1000) for number in range(2000))

@@ -163,6 +163,7 @@ def is_unreadable(name: str, body: str) -> bool:
     return document.get("_id") != name or isinstance(checked({**document, "_rev": "1"}), Unreadable)
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_document_of_any_shape_keeps_an_honest_run_from_being_archived(

@@ -128,7 +128,7 @@ def _prepare(place: Place) -> None:
         directory.mkdir(parents=True)
     print(f"Everything happens in {place.root}")
     print(f"1. A throw-away GPG key for {RECIPIENT}")
-    _gpg(place, "--batch", "--passphrase", "", "--quick-generate-key", RECIPIENT, "default", "default", "never")
+    _gpg(place, "--batch", "--passphrase", "", "--quick-generate-key", RECIPIENT, "future-default", "default", "never")
     place.config.write_text(
         f"statusdb:\n  url: sqlite://{place.database}\n"
         f"sequencing_path: {place.sequencing}\ndestination_path: {place.archives}\n"
