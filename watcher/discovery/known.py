@@ -12,13 +12,12 @@ from watcher.source import Observation
 class KnownRuns:
     """The runs that are here and in the database, as far as this process knows. All methods may be called at once.
 
-    A run is *doubtful* while its document may have been deleted since we heard of it: the next rescan asks for it.
+    A rescan asks for each run that has no version here: its document may have been deleted since we heard of it.
     """
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}  # by name
         self._versions: dict[str, int] = {}  # hashes of what the runs were like when they were last looked up
-        self._doubtful: set[str] = set()
         self._being_registered: set[str] = set()
         self._deletions = 0
         self._lock = threading.Lock()
@@ -26,22 +25,24 @@ class KnownRuns:
     def has(self, observation: Observation) -> bool:
         """Say whether a run is known as it was observed: a rescan need not ask the database for it."""
         name, path = observation.run.name, str(observation.run.path)
-        is_known = self._paths.get(name) == path and name not in self._doubtful
-        return is_known and self._versions.get(name) == hash(observation.version)
+        return self._paths.get(name) == path and self._versions.get(name) == hash(observation.version)
 
     def has_heard_of(self, run: Run) -> bool:
         """Say whether a run is known, or is being registered just now."""
         with self._lock:
             return self._paths.get(run.name) == str(run.path) or run.name in self._being_registered
 
-    def add_doubtful(self, run: Run) -> None:
-        """Add a run that the database has told of, and that is here."""
+    def add_unasked(self, run: Run) -> None:
+        """Add a run that is here, and that the database has told us of. The next rescan asks for it."""
         with self._lock:
             self._paths[run.name] = str(run.path)
-            self._doubtful.add(run.name)
+            self._versions.pop(run.name, None)
 
     def begin(self, runs: Iterable[Run]) -> int:
-        """Note that runs are being registered: the database will tell of it, which is no news. Return it for `add`."""
+        """Note that runs are being registered: that the database tells of them is no news.
+
+        Return a number for `add_version`.
+        """
         with self._lock:
             self._being_registered |= {run.name for run in runs}
             return self._deletions
@@ -51,21 +52,23 @@ class KnownRuns:
         with self._lock:
             self._being_registered -= {run.name for run in runs}
 
-    def add(self, runs: Iterable[Run], documents: Iterable[Document], begun: int) -> None:
-        """Add the runs that the database has answered for. They are doubtful if a deletion was heard since `begun`."""
-        names, paths = {run.name for run in runs}, {str(run.path) for run in runs}
+    def add(self, runs: Iterable[Run], documents: Iterable[Document]) -> None:
+        """Add those of the runs that the database has documents of."""
+        paths = {str(run.path) for run in runs}
         found = {document["_id"]: str(path_of(document)) for document in documents}
         with self._lock:
             self._paths |= {name: path for name, path in found.items() if path in paths}
-            if self._deletions == begun:
-                self._doubtful -= names
-            else:
-                self._doubtful |= names
 
-    def add_version(self, observation: Observation) -> None:
-        """Note what a run was like when it was compared with its document."""
+    def add_version(self, observation: Observation, begun: int) -> None:
+        """Note what a run was like when it was compared with its document.
+
+        `begun` is what `begin` returned. If a deletion was heard since, the next rescan asks for the run again.
+        """
         with self._lock:
-            self._versions[observation.run.name] = hash(observation.version)
+            if self._deletions == begun:
+                self._versions[observation.run.name] = hash(observation.version)
+            else:
+                self._versions.pop(observation.run.name, None)
 
     def forget(self, name: str) -> None:
         """Forget a run whose document was deleted: the next rescan registers it again."""
@@ -73,7 +76,6 @@ class KnownRuns:
             self._deletions += 1
             self._paths.pop(name, None)
             self._versions.pop(name, None)
-            self._doubtful.discard(name)
 
     def forget_all(self) -> None:
         """Forget all runs: documents may have been deleted while nobody heard of it."""
@@ -81,4 +83,3 @@ class KnownRuns:
             self._deletions += 1
             self._paths.clear()
             self._versions.clear()
-            self._doubtful.clear()

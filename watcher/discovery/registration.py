@@ -154,7 +154,7 @@ class Registrar:
             return True
         if not os.path.isdir(run.path):  # noqa: PTH112  # Path's own may raise
             return False
-        self._known.add_doubtful(run)
+        self._known.add_unasked(run)
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
         logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra={"run": run.name})
         return True
@@ -172,7 +172,7 @@ class Registrar:
         begun = self._known.begin(runs)
         try:
             registration = self._statusdb.register(runs)
-            self._known.add(runs, registration.known, begun)
+            self._known.add(runs, registration.known)
         finally:
             self._known.end(runs)
         for run in registration.new:
@@ -185,19 +185,19 @@ class Registrar:
             else:
                 self._refusals.forget(run)
             self._stop_watching(run.path)
-        self._compare_all(observations, registration.known)
+        self._compare_all(observations, registration.known, begun)
         # Submitted last: a run that turns out not to be ready is watched again, and its watch must not be ended here.
         for document in registration.known:
             if model.status_of(document) is Status.PENDING:
                 self._submit(document)
 
-    def _compare_all(self, observations: list[Observation], documents: Iterable[Document]) -> None:
+    def _compare_all(self, observations: list[Observation], documents: Iterable[Document], begun: int) -> None:
         by_path = {path_of(document): document for document in documents}
         for observation in observations:
             if observation.run.path in by_path:
                 self._compare(observation, by_path[observation.run.path])
                 # Not before it was compared: if the database is away, the next rescan compares again.
-                self._known.add_version(observation)
+                self._known.add_version(observation, begun)
 
     def _compare(self, observation: Observation, document: Document) -> None:
         """Log and mark in the document that an archived run is not what was archived any more."""
