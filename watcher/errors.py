@@ -30,11 +30,11 @@ def remedy(error: OSError, usual: str) -> str:
 
 
 class WatcherError(Exception):
-    """Whatever this program can say about what went wrong."""
+    """The base of all our errors: the text says what went wrong and what to do."""
 
     @property
     def kind(self) -> str:
-        """The word for it in a run document's `last_error`."""
+        """The name of the class, as a run document's `last_error` has it."""
         return type(self).__name__
 
 
@@ -87,7 +87,7 @@ class CannotRun(NotTheRunsFault):
 
 
 class Interrupted(NotTheRunsFault):
-    """We were told to stop."""
+    """The watcher is being stopped."""
 
 
 class RunFailed(WatcherError):

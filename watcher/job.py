@@ -66,7 +66,7 @@ class Job:
     def enter(self, phase: Phase, bytes_total: int = 0) -> None:
         """Begin a phase in which `bytes_total` bytes are expected. Raises the reason if cancelled."""
         self.check()
-        self._moved_at = self._clock()  # before the phase changes: a stall check must not see it with an old time
+        self._moved_at = self._clock()  # before the phase: a stall check must not see a new phase with an old time
         self._progress = Progress(phase, 0, bytes_total)
 
     def moved(self, count: int) -> None:

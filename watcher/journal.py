@@ -48,7 +48,7 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, socket_path: Path) -> None:
         super().__init__()
-        # Addressed anew with each line: a connection would be dead for good once journald was away for one.
+        # The address goes with each line. A connection would stay dead after journald was restarted.
         self._transport = JournaldTransport(socket_path, connected=False)
         self.setFormatter(OneLine("%(about)s%(message)s"))
 

@@ -121,7 +121,7 @@ def _raise_limits() -> None:
         hard = resource.getrlimit(limit)[1]
         highest = resource.RLIM_INFINITY if name in _FREED else hard
         for wanted in (highest, hard):
-            with suppress(OSError, ValueError):  # not permitted: then a soft limit up to the hard one
+            with suppress(OSError, ValueError):  # not permitted: raise the soft limit up to the hard one
                 resource.setrlimit(limit, (wanted, wanted))
                 break
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -36,7 +36,7 @@ def _unusable(key: str, path: Path, access: Literal["readable", "writable"]) -> 
     try:
         path.stat()
     except OSError as error:
-        # making it ourselves would fill the disk beneath a missing mount
+        # We do not make it: if a mount is missing, we would fill the disk below its mount point.
         hint = remedy(error, "mount it, or make it if it is no mount")
         yield f"{key}: '{path}' cannot be reached: {error.strerror}; {hint}"
         return
@@ -57,7 +57,7 @@ def _nested(config: Config) -> Iterator[str]:
 
 
 def _within(inner: Path, outer: Path) -> bool:
-    # by identity, since one directory can have two names without any symbolic link: bind mounts
+    # Compared by inode: a bind mount gives one directory a second name without a symbolic link.
     real = Path(os.path.realpath(inner))
     there = [each for each in (real, *real.parents) if os.access(each, os.F_OK)]
     return os.access(outer, os.F_OK) and any(each.samefile(outer) for each in there)

@@ -82,7 +82,7 @@ def _what_and_where(error: yaml.YAMLError, text: str) -> str:
     before = text[: mark.index if mark else getattr(error, "position", 0)]
     line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-    told = re.sub(r"'[^'<>]{2,}'", "'...'", what)  # what it quotes could be a piece of a password
+    told = re.sub(r"'[^'<>]{2,}'", "'...'", what)  # the error may quote a piece of a password
     return f"line {line}, column {column}: {told}; put text that holds special characters in quotes"
 
 
@@ -102,7 +102,7 @@ def _problem(error: ErrorDetails) -> str:
         fields = (Config if len(error["loc"]) == 1 else StatusDBConfig).model_fields
         return f"{key}: missing; give {fields[str(error['loc'][-1])].description}"
     if kind in ("extra_forbidden", "invalid_key"):
-        # of `{password:x}` YAML makes a key that holds the password
+        # YAML reads `{password:x}` as a key, and the password is in it.
         return f"{re.sub('(?<=[:=]).+', '...', key)}: not a key; {_suggestion(str(error['loc'][-1]))}"
     reason = _REASONS.get(kind, error["msg"].removeprefix("Value error, "))
     return f"{key}: {_shown(key, error['input'])} {reason}"

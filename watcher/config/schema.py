@@ -151,7 +151,7 @@ class _Section(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
 
 
 class StatusDBConfig(_Section, frozen=True):
-    """Where run documents are kept. A `username` always has a `password`; neither: no authentication."""
+    """Where run documents are kept. `username` and `password` come together. Without them nobody logs in."""
 
     url: _URL = Field(description="a host, such as couch.example.org, or sqlite:///path/of/status.db")
     username: _Text | None = Field(default=None, description="the database user; none: no authentication")
@@ -181,7 +181,7 @@ class StatusDBConfig(_Section, frozen=True):
     @classmethod
     def _from_one_source(cls, given: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if not info.data.keys() >= {"url", "username", "password_file"}:
-            return given  # pydantic leaves out what it has refused; more about those would only confuse
+            return given  # pydantic has refused one of them, and said so. A second problem would only confuse.
         username, file = info.data["username"], info.data["password_file"]
         if given and file:
             raise ValueError("is given beside statusdb.password_file; keep one of them")
@@ -194,7 +194,7 @@ class StatusDBConfig(_Section, frozen=True):
 
 
 class Config(_Section, frozen=True):
-    """What the watcher is told: paths are absolute, durations seconds, sizes bytes."""
+    """The configuration. Paths are absolute, durations in seconds, sizes in bytes."""
 
     statusdb: StatusDBConfig = Field(description="the status database, at least its url")
     sequencing_path: _Path = Field(description="the directory that holds <sequencer>/<run>")

@@ -21,5 +21,5 @@ def change_since_archived(observation: Observation, document: Document, rules: R
     try:
         is_same = has_same_top(observation.run.path, version.top_ns, archive.get("top") or "", rules)
     except OSError:
-        return ""  # the run is gone, or cannot be looked at: the next rescan sees
+        return ""  # the run is gone, or cannot be read; the next rescan logs that
     return "" if is_same else "its top directory holds something else"

@@ -1,7 +1,7 @@
 """inotify through watchdog: watches that go two levels deep, on one descriptor with one reading thread.
 
-The emitter knows directories, watches and one awaited file name, and nothing of what the file says:
-that, and where watches belong, its `Tree` knows.
+The emitter knows directories, watches and one awaited file name. Its `Tree` knows what the file says, and which
+directories to watch.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Emitter(EventEmitter):
         self._run_depth = watch.path.count("/") + 2
         self.watches = Watches(lambda: _Reader(tree), lambda path: _Watched(self, path))
         self._root = Root(watch.path)
-        self._open: dict[str, float] = {}  # sentinels that are being written, and until when that is believed
+        self._open: dict[str, float] = {}  # sentinels that are being written, and when we stop to wait for the close
         self._ids = itertools.count()
         self._due: list[tuple[float, int, str, Callable[[], bool]]] = []
         self._changed = threading.Condition()
@@ -138,7 +138,7 @@ class Emitter(EventEmitter):
     def unwatch(self, path: str) -> None:
         """End the watch on a directory and on those below it, if there are any."""
         if not self.watches.has(path):
-            return  # true of most runs in every sweep: the lock is not needed
+            return  # most runs have no watch in a sweep; to see that takes no lock
         with self.watches.lock:
             gone = [path] if self.is_run(path) else [path, *self.watches.below(path)]
             for one in gone:
@@ -166,7 +166,7 @@ class Emitter(EventEmitter):
         until = time.monotonic() + self.tree.close_seconds
         with self.watches.lock:
             if not self.watches.has(run):
-                return lambda: True  # nothing will tell of the close
+                return lambda: True  # no event will come when it is closed
             self._open[run] = until
         return lambda: self._open.get(run) == until
 
@@ -237,7 +237,7 @@ class _Watched:
             self._emitter.gone(self._path, event.wd)
             if self._path != self._emitter.root:
                 self._emitter.tree.went_away(self._path)
-        elif event.is_attrib:  # a mount point, or the target of a link, has no watched parent that tells
+        elif event.is_attrib:  # for a mount point, or the target of a link, no watched parent reports this
             self._emitter.tree.opened(self._path)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:

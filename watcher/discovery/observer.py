@@ -1,9 +1,10 @@
 """A watchdog observer that sees runs become ready, and the sweep that finds what no event told.
 
 One inotify descriptor has one reading thread. A watch is on the sequencing path, on each sequencer, and on each run
-that has no ready sentinel: none below a run, none on a run that is done with. `Observer.sweep` is the rescan. The walk
-that renews the watches also tells what is ready, so that no run can be missed between the two. It works as well where
-no watch can be had.
+that has no ready sentinel. Nothing below a run is watched, and no run that is done with.
+
+`Observer.sweep` is the rescan. The walk that renews the watches also tells what is ready, so that no run can be missed
+between the two. It works as well where no watch can be had.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Places:
 
     def look(self) -> None:
         """Look again. If no descriptor is left to look with, the last result stays."""
-        if table := _table():  # read before the directories: a mount that comes meanwhile is then noticed as a change
+        if table := _table():  # before the directories: a mount made meanwhile is a change at the next look
             places = _places(self._root, self._ignore)
             self._table, self._mounts, self._links = table, self._mounts_in(table), _links(places)
             self.remote = _remote(self._root, places, table)

@@ -148,7 +148,7 @@ class Registrar:
     def is_here(self, run: Run, what: str) -> bool:
         """Say whether a run that the database told of is here, or was; log `what` it is if that is news.
 
-        What is not here is another machine's, and nothing to speak of.
+        A run that is not here is another machine's: nothing is logged.
         """
         if self._known.has_heard_of(run):
             return True

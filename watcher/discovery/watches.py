@@ -140,7 +140,7 @@ class Watches:
                 self.refused += 1
                 self._refusal = error
             return None
-        if descriptor < 0:  # watchdog keeps quiet about a directory that may not be read
+        if descriptor < 0:  # watchdog does not report a directory that may not be read.
             self._reader.remove_callbacks([(descriptor, watch_id)])
             return None
         return descriptor, watch_id

@@ -29,10 +29,10 @@ from watcher.restoring.workshop import by_descriptor, directory, move, workshop
 from watcher.tar import MalformedArchive, MemberWalk
 
 WORDS_BYTES = 500
-"""tar's last words in an error are cut to this."""
+"""So much of tar's last message is quoted in an error."""
 
 MAX_KEY_BYTES = 1 << 20
-"""A wrapped key has some hundred bytes. No more than this is read of what takes its place."""
+"""At most so many bytes of a key file are read. A wrapped key has some hundred."""
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _feed(
 def _exit_status(child: subprocess.Popen[bytes]) -> int:
     """Wait for a child's end; return its exit status. Raises RestoreFailed when the system does not give it."""
     try:
-        # `Popen` would take a status that is not to be had for success.
+        # If the system does not give the status, `Popen` reports success.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:
         raise RestoreFailed("tar's exit status is not to be had: is SIGCHLD ignored?") from None

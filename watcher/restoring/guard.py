@@ -15,7 +15,7 @@ from watcher.model import Kind
 from watcher.tar import Member
 
 MAX_WARNINGS = 20
-"""So many members are named in warnings; the others are counted."""
+"""Warnings name so many members, and count the others."""
 
 MAX_KNOWN = 2_000_000
 """So many directories, links and special files may be in an archive. We keep some 100 bytes for each."""
@@ -30,9 +30,9 @@ class Guard:
     """Judges the members of a run's archive, in their order.
 
     Every member lies in a directory that came before it as a member and that no later member replaces. So no
-    member passes through a link, and the stream needs no look at the disk. Of each directory, link and special file
-    a 64-bit hash of its path is kept, with a secret that keeps archives from being made for collisions. Of regular
-    files nothing is kept: when two have one path, the later one replaces the earlier one.
+    member passes through a link, and the stream needs no look at the disk. We keep a 64-bit hash of the path of each
+    directory, link and special file. A secret goes into the hash, so that nobody can make an archive whose paths
+    collide. We keep nothing of regular files: if two have the same path, the later one replaces the earlier one.
 
     With `with_special` devices and set-uid and set-gid files are restored too.
     """
@@ -96,7 +96,7 @@ class Guard:
             raise _refused(member, f" passes through {what}")
 
     def _linked_kind(self, member: Member) -> Kind:
-        """Return what a hard link leads to; what is not known is a regular file, or tar does not find it."""
+        """Return the kind of a hard link's target. A target that is not known is a regular file, or tar fails on it."""
         target = self._inside(member, member.link)
         self._refuse_detour(member, target)
         kind = self._kind_of(target) or Kind.FILE

@@ -1,6 +1,6 @@
 """The directory in which a run is extracted before it has its name: made, emptied, and moved from.
 
-Nothing here follows a link, and all of it goes by descriptors: the directory around it may be another user's.
+Nothing here follows a link. All is done through descriptors, since the directory around may be another user's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _empty(work: int) -> None:
 
 
 def _dissolve(name: str, place: int, work: int) -> None:
-    """Remove an entry of `place`; of a directory, what is in it moves up to `work` first."""
+    """Remove an entry of `place`. A directory's entries move up to `work` first."""
     try:
         os.unlink(name, dir_fd=place)
         return
@@ -82,7 +82,7 @@ def _lift(name: str, place: int, work: int) -> None:
     except IsADirectoryError:
         pass
     with _held(name, place) as (path, _):
-        path.chmod(0o700)  # a directory that may not be written cannot move: its entry `..` would change
+        path.chmod(0o700)  # a read-only directory cannot move: its entry `..` would change
         os.rename(name, secrets.token_hex(8), src_dir_fd=place, dst_dir_fd=work)
 
 

@@ -53,7 +53,7 @@ class Access:
         return None if isinstance(found, Unreadable) else found
 
     def look(self, run_id: str) -> Found | None:
-        """Ask for one document. A name that no run can have has none: in CouchDB, some mean something else."""
+        """Ask for one document. A name that no run can have is not asked for: CouchDB has names of its own."""
         found = self.store.get(run_id) if is_run_name(run_id) else None
         if found is None:
             self.door.forget(run_id)
@@ -61,7 +61,7 @@ class Access:
         return self.door.admit(found)
 
     def settled(self, document: Document) -> Found:
-        """Return the document without its conflicting revisions; if that cannot be had, as it is: it is ours."""
+        """Remove the document's conflicting revisions, and return it. If that fails, return it as it is: it is ours."""
         try:
             return self.door.admit(self.patiently(partial(self.store.settle, document)))
         except (Conflict, StatusDBUnavailable) as error:

@@ -49,10 +49,10 @@ def _take(access: Access, wanted: Document) -> Document | None:
 
 
 def _confirmed(access: Access, wanted: Document) -> Document | None:
-    """Return the document if it was our own write, its answer lost, that stood in the way of this one.
+    """Return the document if our own earlier write, whose answer was lost, caused the conflict; else None.
 
-    How many nodes confirmed that one is lost as well: it is a claim if they confirm another on top of
-    it, and show no other worker's beside it.
+    We do not know how many nodes confirmed that write. So we write once more on top of it. The claim is ours if
+    enough nodes confirm this, and no other worker's claim is beside it.
     """
     found = _own(access, wanted)
     try:

@@ -50,8 +50,8 @@ class StatusDB:
     def register(self, runs: Iterable[Run]) -> Registration:
         """Make a pending document for each run that has none, a thousand in one request.
 
-        Two of `runs` with one name count as a collision like one with a registered run, and so does one whose
-        path is no UTF-8: CouchDB would refuse all thousand for it.
+        Two of `runs` with the same name collide. A run whose path is not UTF-8 collides as well: CouchDB would refuse
+        the whole request.
         """
         return register(self._access, runs, self._now())
 
@@ -64,7 +64,7 @@ class StatusDB:
         return document if document is not None and claiming.may_claim(document, run, stale_rev, self._now()) else None
 
     def claim(self, run: Run, worker_id: str, document: Document) -> Claim | None:
-        """Claim the run over the revision of `document`; None when somebody was quicker, or has recorded it.
+        """Claim the run over the revision of `document`. Return None if another worker was quicker, or has recorded it.
 
         A write that too few nodes of a cluster confirm (202) is no claim either: another worker may
         have the confirmed one. Its document then says `processing` until the lease ends.
@@ -86,18 +86,18 @@ class StatusDB:
             try:
                 self._store.put(model.noted(document, error, self._now()))
             except Conflict:
-                return  # somebody has taken it: no reason to wait any more
+                return  # another worker has claimed it: it does not wait any more
 
     def mark_changed(self, document: Document) -> None:
-        """Write down that the source of an encrypted run is not what was archived any more; once."""
+        """Note once, in the document, that the source of an encrypted run has changed since it was archived."""
         if not document.get("changed_since"):
             try:
                 self._access.patiently(lambda: self._store.put(model.changed_since(document, self._now())))
             except Conflict:
-                return  # somebody else has written it, or works on the run: the next look tells
+                return  # another worker has written it, or works on the run; the next rescan compares again
 
     def renew(self, document: Document, token: str, progress: Progress) -> Document:
-        """Show that the holder of `token` lives, and how far it is."""
+        """Renew the claim `token`: its holder lives, and has come this far."""
         return self.save(document, token, lambda current: model.renewed(current, progress, self._now()))
 
     def announce(self, document: Document, token: str, archive: Archive | None) -> Document:
@@ -198,7 +198,7 @@ class StatusDB:
         return self.with_status(Status.PENDING)
 
     def processing(self) -> list[Document]:
-        """Return the documents of the runs that somebody holds, or held when he died."""
+        """Return the documents of the runs that a worker holds, or held when it died."""
         return self.with_status(Status.PROCESSING)
 
     def with_status(self, status: Status) -> list[Document]:

@@ -1,11 +1,10 @@
 """The one door through which documents come in: each is checked here, or set aside.
 
-Anybody who may write to the database can write anything. What has passed this door has the fields that we know in
-the type and the form in which we write them ourselves; a field that is absent, or null where that is harmless, is
-one of an earlier version or of another program. Fields that we do not know are kept, and never read.
+Anybody who may write to the database can write anything. In a document that has passed, each field that we know has
+the type and the form in which we write it. It may be absent, or null where that is harmless: an earlier version or
+another program wrote the document. Fields that we do not know are kept, and never read.
 
-A document that has none of our four words as its `status` is no run's. It passes unchecked, and nothing of it is
-used but its `_id`.
+A document whose `status` is none of our four words belongs to no run. It passes unchecked, and only its `_id` is used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ MAX_REMEMBERED = 10_000
 """Unreadable documents. Those beyond it are set aside as well, but neither named nor shown."""
 
 logger = logging.getLogger(__name__)
-logger.addHandler(logging.NullHandler())  # `status` shows them in its table: Python's last resort would tell them twice
+# `status` shows unreadable documents in its table. Without a handler, Python would print them once more.
+logger.addHandler(logging.NullHandler())
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
@@ -62,7 +62,7 @@ def _unwritable(document: Document) -> str:
         return "a text in it is not valid Unicode"
     except ValueError:
         return "a number in it is not finite"
-    # Brackets in texts count too: only a suspicion is looked into.
+    # Brackets inside strings count, too. So this is only a hint, and a closer look follows.
     is_flat = written.count("[") + written.count("{") <= MAX_DEPTH
     return "" if is_flat or _depth(document) <= MAX_DEPTH else "it is nested too deeply"
 
@@ -132,7 +132,7 @@ def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check], within: str, 
 
 
 def _foreign(archive: Mapping[str, Any], name: str) -> str:
-    """Say which part of an archive is not named as we name it: these become parts of paths."""
+    """Say which field of an archive has not our form; empty if none. These fields become parts of paths."""
     for field, suffix in (("file", model.ARCHIVE_SUFFIX), ("key_file", model.KEY_SUFFIX)):
         if archive.get(field, name + suffix) != name + suffix:
             return f"archive.{field} is not <_id>{suffix}"
@@ -169,7 +169,7 @@ _DOCUMENT: Mapping[str, Check] = {
     "claim": _is_object,
     "archive": _is_object,
 }
-"""`failure_count` is not among them: what is no count of ours begins at zero."""
+"""`failure_count` is not among them: a value that is no count is taken for zero."""
 
 _CLAIM: Mapping[str, Check] = {
     "token": _is_text,
@@ -238,7 +238,7 @@ class Door:
 
     def forget(self, run_id: str) -> None:
         """Note that a document is readable, or gone."""
-        if run_id in self._set_aside:  # asked without the lock: nearly always there is nothing to forget
+        if run_id in self._set_aside:  # looked at without the lock: nearly always there is nothing to forget
             with self._lock:
                 self._set_aside.pop(run_id, None)
 

@@ -21,10 +21,10 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Registration:
-    """What `register` found: runs that are new, and those whose name another path has already.
+    """What `register` found: runs that are new, runs that are known, and runs whose name another path has already.
 
-    A document that is no run's, or that the database will not take, collides like another run's. A run whose
-    document is unreadable is in none of these.
+    A run collides, too, if the document of its name belongs to no run, or if the database refuses its document.
+    A run whose document is unreadable is in none of these.
     """
 
     new: tuple[Run, ...]
@@ -35,8 +35,8 @@ class Registration:
 def register(access: Access, runs: Iterable[Run], now: datetime) -> Registration:
     """Make a pending document for each run that has none, a thousand in one request.
 
-    Two of `runs` with one name count as a collision like one with a registered run, and so does one whose
-    path is no UTF-8: CouchDB would refuse all thousand for it.
+    Two of `runs` with the same name collide. A run whose path is not UTF-8 collides as well: CouchDB would refuse the
+    whole request.
     """
     wanted: dict[str, Run] = {}
     seen: dict[Path, Run] = {}
@@ -68,7 +68,7 @@ def _known_or_new(access: Access, runs: Sequence[Run], now: datetime) -> tuple[d
             inserted = access.patiently(partial(access.store.insert_many, unknown))
             found |= {document["_id"]: document for document in unknown if document["_id"] in inserted}
             new += [document["_id"] for document in unknown if document["_id"] in inserted]
-            # Inserted by another worker between our question and our answer, or by our own lost try.
+            # Another worker inserted it since we asked, or we did, and the answer was lost.
             found |= access.read([document["_id"] for document in unknown if document["_id"] not in inserted])
     return found, new
 

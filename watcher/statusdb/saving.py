@@ -50,10 +50,10 @@ class Saving:
         return self._document
 
     def _is_over(self) -> bool:
-        """Read what stands in our way; say whether another has claimed the run since we ended our claim.
+        """Read the revision that caused the conflict; say whether another worker has it, since we ended our claim.
 
-        If not, the next try is made over it, though it may be our own write: its answer was lost, or too few
-        nodes confirmed it. Raises ClaimLost if it is not ours to change any more.
+        If not, the next try is written over this revision. It may be our own write, whose answer was lost or which too
+        few nodes confirmed. Raises ClaimLost if the claim is not ours any more.
         """
         run_id = self._document["_id"]
         found = self._look(run_id)

@@ -21,7 +21,7 @@ LOCKED_OUT = "temporarily locked"
 """What CouchDB 3.5 says, with 403, after too many failed logins."""
 
 RIGHTS_MISSING = "You are not"
-"""What a 401 begins with when name and password are right, but do not allow the request."""
+"""A 401 begins with this when name and password are right, but the rights are missing."""
 
 
 class Absent(StatusDBUnavailable):
@@ -49,7 +49,7 @@ class TimedOut(StatusDBUnavailable):
 
 
 class _Unauthorized(CouchError):
-    """401, before pycouchdb sees the answer: it would not tell its status, and takes one without JSON for a success."""
+    """401, raised before pycouchdb sees the answer. It hides the status, and takes a 401 without JSON for a success."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -69,7 +69,7 @@ def look_for_refusal(response: requests.Response, **_options: Any) -> None:
 
 @contextmanager
 def translated(login: Login, method: str, path: str) -> Iterator[None]:
-    """Raise what goes wrong within as one of our errors: Conflict, or one of this file's, or StatusDBUnavailable."""
+    """Turn what is raised within into one of our errors: Conflict, one of this file, or StatusDBUnavailable."""
     try:
         yield
     except CouchConflict as error:
@@ -85,7 +85,7 @@ def translated(login: Login, method: str, path: str) -> Iterator[None]:
 
 
 def part(answer: Any, name: str) -> Any:
-    """Return an answer's part. Raises StatusDBUnavailable if it has none of this name: another server answers."""
+    """Return an answer's part. Raises StatusDBUnavailable if there is none: another kind of server answers."""
     try:
         return answer[name]
     except (KeyError, TypeError, IndexError) as error:

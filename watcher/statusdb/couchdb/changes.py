@@ -11,7 +11,7 @@ CHANGES_LIMIT = 1000
 """Changes taken in one answer; the rest comes with the next."""
 
 WAIT_SHARE = 0.75
-"""Of our time-out, the server holds a request for so much at most: its end comes first, so a hung one is told."""
+"""The server holds a request for at most this share of our time-out. If it takes longer, the server hangs."""
 
 
 def changes(connection: Connection, since: str | None, wait_seconds: float) -> Changes:
@@ -22,7 +22,7 @@ def changes(connection: Connection, since: str | None, wait_seconds: float) -> C
     if since is None:
         return Changes((), _now(connection))
     if wait_seconds <= 0 and _number(now := _now(connection)) < _number(since):
-        # Only asked when nobody waits: of a cluster's nodes, one may count a little behind another.
+        # Only when we do not wait: one node of a cluster may count a little behind another.
         raise FeedLost(f"the database is at change {_number(now)}, and was at {_number(since)} before")
     wait = min(wait_seconds, connection.timeout_seconds * WAIT_SHARE)
     held = {"feed": "longpoll", "timeout": int(wait * 1000)} if wait > 0 else {}

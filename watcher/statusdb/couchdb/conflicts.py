@@ -25,11 +25,11 @@ def settle(connection: Connection, put: Callable[[Document], Written], document:
     leaves = {current["_rev"], *current.pop("_conflicts", ())}
     ours = document if document["_rev"] in leaves else current
     if len(leaves) == 1 or not model.is_same_claim(ours, document):
-        return document  # if it is somebody else's, our next write tells
+        return document  # if another worker wrote it, our next write conflicts
     kept = _recorded(connection, path, leaves) or ours
     settled = kept if kept is not ours else {**ours, "_rev": put(ours).rev}
     for rev in leaves - {kept["_rev"]}:
-        with suppress(Conflict):  # it is deleted already, or somebody has written over it: our next write tells
+        with suppress(Conflict):  # deleted already, or another worker wrote over it: our next write conflicts
             connection.ask("DELETE", path, absent={}, rev=rev)
     return settled
 

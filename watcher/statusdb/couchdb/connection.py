@@ -24,10 +24,10 @@ from watcher.statusdb.login import Login
 from watcher.statusdb.store import Undecodable, why_undecodable
 
 PIECE_BYTES = 1 << 20
-"""An answer is read in pieces of up to so much. After each piece, Python may let another thread go first."""
+"""An answer is read in pieces of at most so many bytes. Between two pieces other threads can run."""
 
 ANSWER_TIMEOUTS = 10
-"""The whole of an answer must be there after so many times the time-out, which is for each part of it."""
+"""The time-out is for each part of an answer. The whole answer may take so many times as long."""
 
 REFUSED_SECONDS = 900.0
 """After a refused login nothing is sent for so long: CouchDB 3.5 counts five failed logins within minutes as an attack
@@ -75,7 +75,7 @@ class Connection:
     def close(self) -> None:
         """Close this thread's connection."""
         server: Server | None = getattr(self._local, "server", None)
-        if server is not None:  # its truth value would be a request: pycouchdb counts the databases
+        if server is not None:  # compared with None: to ask for its truth value, pycouchdb sends a request
             server.resource.session.close()
             del self._local.server
 

@@ -67,7 +67,7 @@ def _create(connection: Connection, path: str, what: str, body: Document | None)
             f"statusdb: {what} and {login.who} may not create it; an administrator runs: {shlex.join(command)}"
         ) from error
     except Conflict:
-        return  # another worker was as quick
+        return  # another worker has made it at the same moment
 
 
 def _has_our_view(design: Document) -> bool:

@@ -1,4 +1,4 @@
-"""What was written since a place in the file's changes. SQLite tells nobody of a write, so it is asked again."""
+"""What was written since a place in the file's changes. SQLite reports no writes, so we ask again and again."""
 
 from __future__ import annotations
 

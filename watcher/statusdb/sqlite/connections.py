@@ -64,7 +64,7 @@ class Connections:
                 yield connection
                 connection.execute("commit")
             except BaseException:
-                with suppress(sqlite3.Error):  # SQLite has rolled some failures back by itself
+                with suppress(sqlite3.Error):  # SQLite rolls some failures back by itself.
                     connection.execute("rollback")
                 raise
 

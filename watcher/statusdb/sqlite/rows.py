@@ -31,7 +31,7 @@ def found(run_id: bytes, body: bytes, rev: int | None) -> Found:
         return Unreadable(name, "its _id is not the id of its row")
     if rev is None:
         return Unreadable(name, "the rev of its row is not an integer")
-    document.pop("_deleted", None)  # what has a row is not deleted, whatever it says
+    document.pop("_deleted", None)  # a document that has a row is not deleted, whatever it says
     return {**document, "_rev": str(rev)}
 
 
