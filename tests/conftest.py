@@ -20,12 +20,8 @@ ANSWER_SECONDS = 60
 
 
 def pytest_configure() -> None:
-    """Give what tests start the surroundings of a user's shell."""
-    # A shell that started the tests beside itself ignores Ctrl+C.
+    """Let Ctrl+C reach what tests start, though a shell that started the tests beside itself ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Programs start as a user's do, unmeasured. Coverage reaches those of the fork server by itself.
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.pop("COVERAGE_PROCESS_START", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

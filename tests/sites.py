@@ -184,7 +184,8 @@ class Site:
         self.keys = root / "run_keys"
         self.database = root / "status.db"
         self.config = root / "df_archive.yaml"
-        self.environment = {key: value for key, value in os.environ.items() if key != "ARCHIVE_CONFIG"}
+        left_out = ("ARCHIVE_CONFIG", "COVERAGE_PROCESS_START")  # measured, a new interpreter takes longer to start
+        self.environment = {key: value for key, value in os.environ.items() if key not in left_out}
         self._daemons: list[Daemon] = []
         self._couchdb: Login | None = None
         for directory in (self.sequencing / "sequencer_A", self.sequencing / "sequencer_B", self.archives):

@@ -20,6 +20,8 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from coverage import Coverage
+
 import watcher
 from watcher.__main__ import main
 
@@ -105,4 +107,9 @@ def _become(
         os.close(opened)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # it lasts as long as the process
     sys.argv = list(arguments)
-    main()
+    try:
+        main()
+    finally:
+        if measurement := Coverage.current():  # where CI measures what the tests run
+            measurement.stop()
+            measurement.save()
