@@ -21,9 +21,9 @@ from watcher.source import SENTINEL
 SLOW_SECONDS = 0.3
 
 
-def prefix(*mishaps: str) -> tuple[str, str, str]:
-    """Return what goes before a program so that these befall it: names of functions below."""
-    return sys.executable, __file__, ",".join(mishaps)
+def prefix(*faults: str) -> tuple[str, str, str]:
+    """Return what goes before a program so that these happen to it: names of functions below."""
+    return sys.executable, __file__, ",".join(faults)
 
 
 def thread_ends() -> None:
@@ -60,8 +60,8 @@ def dice() -> None:
 
 
 if __name__ == "__main__":
-    mishaps, program, *arguments = sys.argv[1:]
-    for mishap in mishaps.split(","):
+    faults, program, *arguments = sys.argv[1:]
+    for mishap in faults.split(","):
         globals()[mishap]()
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")

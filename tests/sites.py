@@ -318,7 +318,7 @@ class Site:
         subprocess.run(["bash", "-o", "pipefail", "-c", RESTORE], env=environment, check=True, capture_output=True)
         return to / name
 
-    def debris(self) -> list[Path]:
+    def staged_files(self) -> list[Path]:
         """Return staged files, which nothing should leave behind."""
         return [path for place in (self.archives, self.keys) if place.exists() for path in place.glob(".*.partial")]
 

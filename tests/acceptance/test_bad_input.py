@@ -242,4 +242,4 @@ def test_files_that_cannot_be_read_fail_the_attempt_with_tar_s_words(site: Site,
     assert document["failure_count"] == 1
     assert document["last_error"]["kind"] == "TarFailed"
     assert "secret: Cannot open: Permission denied" in document["last_error"]["message"]
-    assert site.debris() == []
+    assert site.staged_files() == []

@@ -24,7 +24,7 @@ def test_a_run_is_failed_after_three_attempts_and_retried_on_demand(site: Site) 
     assert document["last_error"]["kind"] == "PublishFailed"
     assert str(foreign) in document["last_error"]["message"]
     assert foreign.read_bytes() == b"somebody else's"
-    assert site.debris() == []
+    assert site.staged_files() == []
     shown = " ".join(site.command("status").stdout.split())
     assert "run_001 failed" in shown
     foreign.unlink()

@@ -222,7 +222,7 @@ def test_ctrl_c_twice_at_a_terminal_cancels(site: Site, gate: Gate) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(COMMAND[0], [COMMAND[0], "-c", str(site.config)], site.environment | {"PATH": gate.path})
-    wait_until(site.debris, "the archive is begun")
+    wait_until(site.staged_files, "the archive is begun")
     os.write(terminal, b"\x03")
     said = read_until(terminal, b"finishing what runs")
     os.write(terminal, b"\x03")
@@ -230,7 +230,7 @@ def test_ctrl_c_twice_at_a_terminal_cancels(site: Site, gate: Gate) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130, said.decode()
     os.close(terminal)
     assert b"Traceback" not in said
-    assert site.debris() == []
+    assert site.staged_files() == []
     document = site.document()
     assert document is not None
     assert (document["status"], document["failure_count"]) == ("pending", 0)
@@ -279,7 +279,7 @@ def test_a_run_that_vanishes_while_it_is_archived_leaves_nothing_and_the_next_go
     for number in range(50):
         (run / f"file{number}").write_bytes(b"x" * 1000)
     daemon = site.start()
-    wait_until(site.debris, "the archive grows")
+    wait_until(site.staged_files, "the archive grows")
     shutil.rmtree(run)
     daemon.wait_for_log("run_001: (released|failed)")
     site.complete(site.make_run("run_002"))
@@ -289,6 +289,6 @@ def test_a_run_that_vanishes_while_it_is_archived_leaves_nothing_and_the_next_go
     assert document is not None
     assert document["status"] == "pending"
     assert document["last_error"]["kind"] in ("TarFailed", "RunNotSettled")
-    assert site.debris() == []
+    assert site.staged_files() == []
     assert not (site.archives / "run_001.tar.gpg").exists()
     assert "Traceback" not in daemon.log

@@ -48,7 +48,7 @@ def test_hostile_names_are_archived_and_restored_like_any_other(site_on: Site) -
         assert document is not None
         assert document["status"] == "encrypted", document
         assert_same_tree(run, site_on.restore(run.name))
-    assert site_on.debris() == []
+    assert site_on.staged_files() == []
 
 
 def test_the_restore_command_takes_hostile_names(site_on: Site) -> None:

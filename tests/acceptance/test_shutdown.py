@@ -23,7 +23,7 @@ def begin(site: Site, gate: Gate, *names: str) -> Daemon:
     for name in names:
         site.complete(site.make_run(name))
     daemon = site.start(PATH=gate.path)
-    wait_until(lambda: len(site.debris()) == len(names), "the archives are begun")
+    wait_until(lambda: len(site.staged_files()) == len(names), "the archives are begun")
     return daemon
 
 
@@ -57,7 +57,7 @@ def test_the_first_signal_finishes_all_runs_in_progress_and_begins_none(
     assert statuses["run_003"] == "pending"
     assert "run_003: claimed" not in daemon.log
     assert_same_tree(site.sequencing / "sequencer_A" / "run_001", site.restore("run_001"))
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 @pytest.mark.parametrize("number", EXIT_CODES)
@@ -71,7 +71,7 @@ def test_the_second_signal_cancels_at_once_and_costs_no_attempt(site: Site, gate
     assert daemon.wait() == EXIT_CODES[number]
     assert time.monotonic() - asked_at < LIMIT_SECONDS
     assert [name for name in children(daemon.pid) if name != "gpg-agent"] == []
-    assert site.debris() == []
+    assert site.staged_files() == []
     for name in ("run_001", "run_002"):
         document = site.document(name)
         assert document is not None
@@ -92,7 +92,7 @@ def test_two_signals_end_it_even_while_the_database_hangs(site: Site, gate: Gate
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == EXIT_CODES[signal.SIGTERM]
         assert time.monotonic() - asked_at < LIMIT_SECONDS
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 def test_ctrl_c_at_a_terminal_does_not_reach_tar_and_gpg(site: Site, gate: Gate) -> None:
@@ -123,7 +123,7 @@ def test_a_killed_watcher_takes_its_own_runs_back_when_it_starts_again(site: Sit
         second.wait_for_log(f"{name}: took over the stale claim of worker 'worker_1'")
         assert site.wait_for(name)["failure_count"] == 0
         assert_same_tree(site.sequencing / "sequencer_A" / name, site.restore(name))
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 def test_a_second_watcher_of_the_same_worker_id_is_refused(site: Site) -> None:

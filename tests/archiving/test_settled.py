@@ -45,7 +45,7 @@ def assert_nothing_was_made(bench: Bench, run: Run) -> Document:
     assert document["last_error"]["kind"] == "RunNotSettled"
     assert "archive" not in document
     assert bench.finals() == {}
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
     return document
 
 

@@ -38,7 +38,7 @@ def assert_restores(bench: Bench, run: Run) -> None:
     assert document["status"] == "encrypted"
     assert "claim" not in document
     assert_same_tree(run.path, bench.site.restore(run.name))
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 def made_by(bench: Bench, run: Run) -> str:
@@ -153,7 +153,7 @@ def test_the_runs_own_failure_counts_to_three_and_leaves_no_partial_file(
         document = bench.document(run)
         assert (document["failure_count"], document["status"]) == (count, status)
         assert document["last_error"]["kind"] == fault.partition(",")[0]
-        assert bench.site.debris() == []
+        assert bench.site.staged_files() == []
         bench.now.advance(3601)
     assert bench.work(run) is Outcome.NOT_OURS
     assert bench.finals() == {}
@@ -183,7 +183,7 @@ def test_a_run_that_moved_away_before_tar_read_it_is_given_back(bench: Bench) ->
     gone = bench.with_store("put", lambda: shutil.move(run.path, bench.site.root / "elsewhere"))
     assert gone.work(run) is Outcome.RELEASED
     assert bench.document(run)["last_error"]["kind"] == "RunNotSettled"
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 def test_a_bug_is_shown_with_its_traceback_and_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,7 +195,7 @@ def test_a_bug_is_shown_with_its_traceback_and_counted(bench: Bench, caplog: pyt
     assert record.exc_info[0] is ZeroDivisionError
     document = bench.document(run)
     assert (document["failure_count"], document["last_error"]["kind"]) == (1, "ZeroDivisionError")
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 # What is not the run's fault
@@ -219,7 +219,7 @@ def test_a_disk_that_takes_no_more_costs_no_attempt(bench: Bench) -> None:
     document = bench.document(run)
     assert (document["status"], document["failure_count"]) == ("pending", 0)
     assert document["last_error"]["kind"] == "NoSpace"
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
     bench.now.advance(61)
     assert bench.work(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)
@@ -257,7 +257,7 @@ def test_a_claim_that_did_not_arrive_is_none(bench: Bench) -> None:
     with pytest.raises(StatusDBUnavailable):
         away.work(run)
     assert bench.document(run)["status"] == "pending"
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 def test_the_record_waits_with_growing_pauses_however_long_the_database_is_away(bench: Bench) -> None:
@@ -368,8 +368,8 @@ def test_running_jobs_keep_their_room_reserved(bench: Bench) -> None:
 def test_what_a_dead_worker_left_behind_counts_as_room_for_its_run(bench: Bench) -> None:
     run = bench.ready_run(size=100_000)
     bench.with_archive_store("stage_key", die).dies(run)
-    debris = bench.archive_store.staged_archive(run.name, staged_token(bench, run))
-    with debris.open("ab") as file:
+    left_behind = bench.archive_store.staged_archive(run.name, staged_token(bench, run))
+    with left_behind.open("ab") as file:
         file.write(bytes(40_000_000))
     free = bench.archive_store.free_bytes("another run")
     crowded = bench.other(minimum_free_space=free + 10_000_000)
@@ -406,7 +406,7 @@ def test_a_run_that_changes_is_given_back_with_growing_pauses_until_the_settle_l
     assert elapsed >= 86400
     document = bench.document(run)
     assert (document["status"], document["failure_count"]) == ("pending", 1)
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 def test_a_run_that_has_settled_after_all_is_archived_and_forgets_its_trouble(
@@ -547,7 +547,7 @@ def test_a_foreign_file_under_a_final_name_is_never_overwritten(bench: Bench, na
     assert str(foreign) in bench.document(run)["last_error"]["message"]
     assert foreign.read_bytes() == b"not ours"
     assert len(bench.finals()) == 1
-    assert bench.site.debris() == []
+    assert bench.site.staged_files() == []
 
 
 @pytest.mark.parametrize("name", ["archives/run_001.tar.gpg", "run_keys/run_001.key.gpg"])
@@ -642,11 +642,11 @@ def test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_success
 
     def sleep() -> None:
         bench.other(worker_id="worker_2").with_archive_store("stage_manifest", die).dies(run, stale=True)
-        left.extend(bench.site.debris())
+        left.extend(bench.site.staged_files())
 
     assert bench.with_store("put", sleep, after=True).work(run) is Outcome.LOST
     assert len(left) == 2
-    assert set(left) <= set(bench.site.debris())
+    assert set(left) <= set(bench.site.staged_files())
 
 
 def test_an_archive_that_vanished_before_it_was_proven_costs_no_attempt(
@@ -797,7 +797,7 @@ def test_what_a_crash_left_unfinished_is_swept_and_made_again(bench: Bench, cras
     run = bench.ready_run()
     UNFINISHED[crash](bench).dies(run)
     left: list[list[Path]] = []
-    successor = bench.with_archive_store("refuse_foreign", lambda: left.append(bench.site.debris()))
+    successor = bench.with_archive_store("refuse_foreign", lambda: left.append(bench.site.staged_files()))
     assert successor.take_over(run) is Outcome.ENCRYPTED
     assert left == [[]], "its room is free before the new archive is begun"
     assert made_by(bench, run) == bench.document(run)["last_claim"]

@@ -33,7 +33,7 @@ def say(line: str) -> None:
 
 
 def seeded(name: str) -> random.Random:
-    """Return a source of chance for the test `name`; `CHAOS_SEED` repeats what a former one did."""
+    """Return a source of chance for the test `name`; `CHAOS_SEED` repeats what an earlier one did."""
     seed = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(1 << 32))
     say(f"{name}: CHAOS_SEED={seed}")
     return random.Random(f"{name} {seed}")
@@ -124,7 +124,7 @@ class Cluster:
             assert_same_tree(source, self.site.restore(name))
             assert self.site.logs().count(f"encrypted '{archive['file']}'") <= 1, "it was recorded twice"
         assert {name: digest for name, (_, digest) in self.finals().items()} == expected
-        assert self.site.debris() == []
+        assert self.site.staged_files() == []
         assert self.children() == []
         self._assert_no_plaintext_key()
 

@@ -79,7 +79,7 @@ def test_a_child_that_hangs_is_ended_by_once_and_by_a_watcher_that_is_to_stop_to
     document = site.document()
     assert document is not None
     assert (document["failure_count"], document["last_error"]["kind"]) == (1, "Stalled")
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 def _is_alive(pid: int) -> bool:
@@ -98,7 +98,7 @@ def _assert_second_attempt(cluster: Cluster, words: str) -> None:
     assert document["failure_count"] == 1
     cluster.stop_all()
     cluster.await_no_children()
-    assert cluster.site.debris() == []
+    assert cluster.site.staged_files() == []
     assert_same_tree(cluster.runs["run_001"], cluster.site.restore("run_001"))
 
 

@@ -117,7 +117,7 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
             assert document["archive"]["token"] == document["last_claim"], "it was made once and recorded by its maker"
             assert bench.work(run) is Outcome.NOT_OURS
             assert_same_tree(run.path, site.restore(run.name))
-            assert site.debris() == []
+            assert site.staged_files() == []
         say(f"{fault.name}: {cut} of {count} requests cut, 0 lost")
         assert cut == count
 
@@ -165,7 +165,7 @@ def test_each_request_of_a_story_that_adopts_may_fail(
             made_by = document["last_claim"] if "gone" in left else maker
             assert document["archive"]["token"] == made_by
             assert_same_tree(run.path, site.restore(run.name))
-            assert site.debris() == []
+            assert site.staged_files() == []
         say(f"{fault.name}, {left}: {count} requests cut, 0 lost")
         assert count >= 5, "register, look, claim, record"
 
@@ -258,7 +258,7 @@ def test_of_two_workers_one_holds_the_run_whatever_request_fails(
             if Outcome.ENCRYPTED not in outcomes:
                 story(bench, run)
             assert bench.document(run)["status"] == "encrypted"
-            assert site.debris() == []
+            assert site.staged_files() == []
 
 
 OUTAGES = size("CHAOS_OUTAGES", 6)

@@ -65,7 +65,7 @@ def test_trouble_in_staging_costs_no_attempt_and_others_go_on(site: Site, mount:
     assert bench.with_archive_store("staged_archive", spoil).work(big) is Outcome.RELEASED
     document = bench.document(big)
     assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
-    assert site.debris() == []
+    assert site.staged_files() == []
     if trouble == "full":
         assert bench.work(small) is Outcome.ENCRYPTED, "there is room for a small one"
         (place / "filler").unlink()
@@ -109,7 +109,7 @@ def test_trouble_with_the_wrapped_keys_is_waited_for_and_the_archive_kept(
     assert replace(bench.with_archive_store("stage_key", spoil), pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["archive"]["token"] in archives[0], "it was not made again"
     assert bench.document(run)["failure_count"] == 0
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 def test_trouble_at_publication_is_waited_for(site: Site, mount: Mount) -> None:
@@ -126,7 +126,7 @@ def test_trouble_at_publication_is_waited_for(site: Site, mount: Mount) -> None:
     spoilt = bench.with_archive_store("publish", lambda: remount(place, "ro"))
     assert replace(spoilt, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
-    assert site.debris() == []
+    assert site.staged_files() == []
     assert_same_tree(run.path, site.restore(run.name))
 
 
@@ -168,7 +168,7 @@ def test_a_full_home_of_gpgs_is_waited_for_and_the_archive_kept(site: Site, gpgs
     assert_same_tree(run.path, site.restore(run.name))
 
 
-def test_debris_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount: Mount) -> None:
+def test_a_staged_file_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount: Mount) -> None:
     place = mount(site.archives, "size=30m")
     bench = Bench.of(site)
     run = bench.ready_run()
@@ -179,10 +179,10 @@ def test_debris_on_a_read_only_disk_is_removed_when_it_can_be(site: Site, mount:
 
     with pytest.raises(KeyboardInterrupt):
         bench.with_archive_store("stage_key", spoil).work(run)
-    assert site.debris() != []
+    assert site.staged_files() != []
     remount(place, "rw")
     assert bench.take_over(run) is Outcome.ENCRYPTED
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])

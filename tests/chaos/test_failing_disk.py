@@ -53,7 +53,7 @@ def test_an_error_while_staging_removes_the_partial_file_and_costs_no_attempt(
     document = bench.document(run)
     assert (document["failure_count"], document["last_error"]["kind"]) == (0, "NoSpace")
     assert os.strerror(code) in document["last_error"]["message"]
-    assert site.debris() == []
+    assert site.staged_files() == []
     assert bench.finals() == {}
     archives.fail()
     bench.now.advance(61)
@@ -70,11 +70,11 @@ def test_what_cannot_be_removed_is_left_for_the_next_claim_and_costs_no_attempt(
     )  # libfuse renames an open file
     assert failing.work(run) is Outcome.RELEASED
     assert bench.document(run)["failure_count"] == 0
-    assert len(site.debris()) == 1
+    assert len(site.staged_files()) == 1
     archives.fail()
     bench.now.advance(61)
     assert bench.work(run) is Outcome.ENCRYPTED
-    assert site.debris() == []
+    assert site.staged_files() == []
     assert_same_tree(run.path, site.restore(run.name))
 
 
@@ -91,7 +91,7 @@ def test_a_disk_without_hard_links_takes_archives_and_no_file_there_is_overwritt
     assert bench.document(hindered)["last_error"]["kind"] == "PublishFailed"
     assert bench.work(run) is Outcome.ENCRYPTED
     assert_same_tree(run.path, site.restore(run.name))
-    assert all("run_002" in path.name for path in site.debris()), "finished, and waiting for people"
+    assert all("run_002" in path.name for path in site.staged_files()), "finished, and waiting for people"
 
 
 @pytest.mark.parametrize("operation", ["create", "write", "fsync"])
@@ -109,7 +109,7 @@ def test_an_error_of_the_keys_disk_is_waited_for(site: Site, disk: Mounting, ope
     failing = bench.with_archive_store("stage_key", lambda: keys.fail(operation))
     assert replace(failing, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert bench.document(run)["failure_count"] == 0
-    assert site.debris() == []
+    assert site.staged_files() == []
     assert_same_tree(run.path, site.restore(run.name))
 
 
@@ -133,7 +133,7 @@ def test_an_error_at_publication_is_waited_for_and_nothing_is_recorded_before(
     assert replace(failing, pauses=pauses).work(run) is Outcome.ENCRYPTED
     assert set(statuses) == {"processing"}
     assert bench.document(run)["failure_count"] == 0
-    assert site.debris() == []
+    assert site.staged_files() == []
 
 
 def test_nothing_is_announced_before_it_is_on_the_disk_nor_recorded_before_its_names_are(
@@ -168,7 +168,7 @@ def test_a_destination_that_cannot_be_listed_keeps_no_run_from_being_noticed(sit
     archives.fail("readdir")
     run = site.complete(site.make_run())
     daemon = site.start().wait_ready()
-    assert "debris is left until the next rescan: cannot read" in daemon.log
+    assert "garbage is left until the next rescan: cannot read" in daemon.log
     assert "run_001: registered" in daemon.log
     daemon.wait_for_log("run_001: waits: cannot read")
     archives.fail()

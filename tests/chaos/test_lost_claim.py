@@ -43,7 +43,7 @@ def test_one_of_three_daemons_that_loses_its_claim_stops_within_seconds(
     wait_until(take, "the claim is taken away")
     taken_at = time.monotonic()
     daemon.wait_for_log("run_001: stopped: .*intruder")
-    wait_until(lambda: not children_of(daemon.pid) and not site.debris(), "its children and its debris are gone")
+    wait_until(lambda: not children_of(daemon.pid) and not site.staged_files(), "its children and files are gone")
     seconds = time.monotonic() - taken_at
     say(f"{database}: stopped after {seconds:.2f} s")
     assert seconds < WITHIN_SECONDS

@@ -55,7 +55,7 @@ def test_a_daemon_that_slept_through_its_lease_changes_nothing(
             sleeper.signal(signal.SIGCONT)
             if document["worker_id"] == "worker_2":
                 sleeper.wait_for_log(f"{name}: stopped")
-            wait_until(lambda: not site.debris() and not cluster.children(), f"the sleeper clears up: {site.debris()}")
+            wait_until(lambda: not site.staged_files() and not cluster.children(), "the sleeper clears up")
             assert cluster.statusdb().get(name) == document
             assert cluster.finals() == finals
     cluster.stop_all()

@@ -136,7 +136,7 @@ def test_as_many_runs_are_worked_on_as_there_are_jobs(jobs: int) -> None:
     bench.dispatcher.shutdown()
 
 
-def test_runs_are_begun_in_the_order_in_which_they_were_offered(bench: Bench) -> None:
+def test_runs_are_begun_in_the_order_in_which_they_were_submitted(bench: Bench) -> None:
     names = [f"run_{number}" for number in range(6)]
     bench.submit(*names)
     for count in range(JOBS, 6):
@@ -146,14 +146,14 @@ def test_runs_are_begun_in_the_order_in_which_they_were_offered(bench: Bench) ->
     assert bench.works.wait_until_begun(6)[JOBS:] == names[JOBS:]
 
 
-def test_a_run_offered_many_times_before_it_begins_is_begun_once(bench: Bench) -> None:
+def test_a_run_submitted_many_times_before_it_begins_is_begun_once(bench: Bench) -> None:
     bench.submit("a", "b", *["c"] * 10)
     assert bench.dispatcher.counts() == (2, 1)
     bench.drain()
     assert sorted(name for name, _ in bench.works.begun) == ["a", "b", "c"]
 
 
-def test_a_run_offered_again_while_it_is_worked_on_is_begun_once_more_afterwards(bench: Bench) -> None:
+def test_a_run_submitted_again_while_it_is_worked_on_is_begun_once_more_afterwards(bench: Bench) -> None:
     bench.submit("a")
     bench.works.wait_until_begun(1)
     bench.submit("a", "a", "a")
@@ -173,7 +173,7 @@ def test_a_run_that_waits_for_itself_keeps_no_other_from_a_free_thread(bench: Be
     assert bench.dispatcher.counts() == (2, 1)
 
 
-def test_all_runs_worked_on_and_offered_again_leave_none_behind(bench: Bench) -> None:
+def test_all_runs_worked_on_and_submitted_again_leave_none_behind(bench: Bench) -> None:
     bench.submit("a", "b")
     bench.works.wait_until_begun(2)
     bench.submit("a", "b", "c", "d", "e")
@@ -215,7 +215,7 @@ def test_a_deferred_run_is_begun_when_its_time_has_come_and_not_before(bench: Be
     assert bench.works.begun == [("a", None), ("b", None)]
 
 
-def test_a_deferred_run_that_is_offered_is_begun_once(bench: Bench) -> None:
+def test_a_deferred_run_that_is_submitted_is_begun_once(bench: Bench) -> None:
     bench.works.end_all()
     bench.dispatcher.submit_later(run("a"), 60)
     bench.submit("a")

@@ -37,7 +37,7 @@ def test_signals_are_heard_whichever_thread_they_come_to(site: Site, gate: Gate)
     """Python's own handlers wait for the main thread, and that waits for the run."""
     site.complete(site.make_run())
     daemon = site.start("once", PATH=gate.path)
-    wait_until(site.debris, "the archive is begun")
+    wait_until(site.staged_files, "the archive is begun")
     other = min(set(map(int, os.listdir(f"/proc/{daemon.pid}/task"))) - {daemon.pid})
     tgkill = ctypes.CDLL(None).tgkill
     assert tgkill(daemon.pid, other, signal.SIGTERM) == 0
@@ -158,7 +158,7 @@ def stage(site: Site, token: str, age_seconds: float, what: str = "tar.gpg") -> 
     return path
 
 
-def test_old_debris_of_an_unknown_claim_is_swept_at_start_and_young_is_left(site: Site) -> None:
+def test_old_garbage_of_an_unknown_claim_is_removed_at_start_and_young_is_left(site: Site) -> None:
     old, young = stage(site, "a" * 32, DAY + 60), stage(site, "b" * 32, DAY - 3600)
     foreign = site.archives / ".something.else.partial"
     foreign.touch()
@@ -204,7 +204,7 @@ def test_a_finished_archive_whose_document_was_lost_is_adopted_however_old_it_is
     for path in site.root.glob(f"{site.database.name}*"):
         path.unlink()
     then = time.time() - DAY - 60
-    for path in site.debris():
+    for path in site.staged_files():
         os.utime(path, (then, then))
     daemon = site.start(PATH=gate.path).wait_ready()  # the gate stays shut: nothing can be made again
     site.wait_for("run_001")
@@ -266,8 +266,8 @@ def test_the_watchdog_is_not_fed_once_a_thread_has_died(site: Site, systemd: Sys
 def test_the_watchdog_is_not_fed_in_the_middle_of_a_rescan_once_a_thread_has_died(site: Site, systemd: Systemd) -> None:
     for number in range(5):
         site.make_run(f"run_{number}")
-    mishaps = prefix("slow_disk", "thread_ends")
-    daemon = site.start(prefix=mishaps, THREAD="changes", NOTIFY_SOCKET=systemd.address, **QUICK)
+    faults = prefix("slow_disk", "thread_ends")
+    daemon = site.start(prefix=faults, THREAD="changes", NOTIFY_SOCKET=systemd.address, **QUICK)
     wait_until(lambda: systemd.count("WATCHDOG=1"), "the rescan to feed the watchdog")
     daemon.signal(signal.SIGUSR1)
     daemon.wait_for_log("threads have died: changes;")

@@ -951,7 +951,7 @@ def test_an_observer_that_was_not_started_or_is_stopped_is_not_alive(root: Path,
     watch.observer.stop_watching(root / "A" / "run")
 
 
-def test_a_run_may_be_handled_while_the_observer_is_started_anew(watch: Watch) -> None:
+def test_a_run_may_be_done_with_while_the_observer_is_started_anew(watch: Watch) -> None:
     ended, failures = threading.Event(), []
 
     def handle() -> None:

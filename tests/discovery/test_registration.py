@@ -86,7 +86,7 @@ class Desk:
         self.store = CountingStore(path)
         self.statusdb = StatusDB(self.store, lambda seconds: False, pauses_seconds=())
         self.statusdb.prepare()
-        self.offered: list[str] = []
+        self.submitted: list[str] = []
         self.stop_watching: list[Path] = []
         self.metrics = Metrics()
         self.arrivals = Arrivals()
@@ -94,7 +94,7 @@ class Desk:
 
     def _submit(self, document: Document) -> None:
         self.registrar.is_here(Run(path_of(document)), "pending")  # as the service does
-        self.offered.append(document["_id"])
+        self.submitted.append(document["_id"])
 
     def rescan(self, *observations: Observation) -> int:
         return self.registrar.register(observations, Noticed.RESCAN)
@@ -120,53 +120,53 @@ def many(count: int) -> list[Observation]:
     return [observation(f"run_{number:05}") for number in range(count)]
 
 
-def test_a_ready_run_becomes_a_pending_document_and_is_offered(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_ready_run_becomes_a_pending_document_and_is_submitted(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert desk.event(observation()) == 1
     document = desk.statusdb.get("run_001")
     assert document is not None
     assert (document["status"], document["path"]) == ("pending", "/data/sequencing/A/run_001")
     assert document["failure_count"] == 0
-    assert desk.offered == ["run_001"]
+    assert desk.submitted == ["run_001"]
     assert desk.stop_watching == [ROOT / "A" / "run_001"]
     assert desk.metrics.counts() == {"noticed_by_event": 1}
     assert caplog.messages == ["registered '/data/sequencing/A/run_001', noticed by event"]
     assert vars(caplog.records[0])["run"] == "run_001"
 
 
-def test_a_run_is_handled_before_it_is_offered(tmp_path: Path) -> None:
-    """Whoever is offered a run that is not ready any more watches it again; handling it after that would end it."""
+def test_a_run_is_not_watched_any_more_before_it_is_submitted(tmp_path: Path) -> None:
+    """A run that is not ready when its turn comes is watched again. To end the watch after that would lose it."""
     store = CountingStore(tmp_path / "status.db")
     store.prepare()
     done: list[str] = []
     registrar = Registrar(
         StatusDB(store, lambda seconds: False),
-        lambda document: done.append("offered"),
-        lambda path: done.append("handled"),
+        lambda document: done.append("submitted"),
+        lambda path: done.append("not watched any more"),
         Metrics(),
     )
     registrar.register([observation()], Noticed.EVENT)
-    assert done == ["handled", "offered"]
+    assert done == ["not watched any more", "submitted"]
     store.close()
 
 
-def test_a_run_that_is_sighted_again_is_offered_again_but_not_registered_again(desk: Desk) -> None:
+def test_a_run_that_is_observed_again_is_submitted_again_but_not_registered_again(desk: Desk) -> None:
     desk.event(observation(), observation())
     before = desk.statusdb.get("run_001")
     desk.event(observation())
     assert desk.statusdb.get("run_001") == before
-    assert desk.offered == ["run_001"] * 2
+    assert desk.submitted == ["run_001"] * 2
     assert desk.metrics.counts() == {"noticed_by_event": 1}
 
 
-def test_a_run_that_is_done_is_not_offered(desk: Desk) -> None:
+def test_a_run_that_is_done_is_not_submitted(desk: Desk) -> None:
     desk.event(observation())
     document = desk.statusdb.get("run_001")
     assert document is not None
     desk.store.put({**document, "status": "encrypted"})
-    desk.offered.clear()
+    desk.submitted.clear()
     desk.event(observation())
-    assert desk.offered == []
+    assert desk.submitted == []
     assert desk.stop_watching == [ROOT / "A" / "run_001"] * 2
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_is_not_complete_leads_to_nothing(
 def test_a_rescan_asks_and_writes_in_bulk_and_the_next_one_not_at_all(desk: Desk) -> None:
     assert desk.rescan(*many(2 * BATCH + 500)) == 2 * BATCH + 500
     assert sorted(desk.store.calls) == ["get_many"] * 3 + ["insert_many"] * 3
-    assert len(set(desk.offered)) == 2 * BATCH + 500
+    assert len(set(desk.submitted)) == 2 * BATCH + 500
     assert desk.metrics.counts() == {"noticed_by_rescan": 2 * BATCH + 500}
     desk.store.calls.clear()
     assert desk.rescan(*many(2 * BATCH + 500)) == 2 * BATCH + 500
@@ -333,7 +333,7 @@ def test_an_unusable_name_is_told_once_and_others_go_on(
         desk.rescan(observation(name), observation("fine"))
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "is not archived: its name" in caplog.text
-    assert desk.offered == ["fine"]
+    assert desk.submitted == ["fine"]
 
 
 def test_an_unusable_run_is_told_with_its_reason(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
@@ -363,7 +363,7 @@ def test_events_wait_for_a_database_that_is_away_and_none_is_lost(desk: Desk, ca
         desk.arrivals.put(one)
     desk.arrivals.end()
     desk.registrar.follow(desk.arrivals, Impatient())
-    assert sorted(desk.offered) == ["run_00000", "run_00001", "run_00002"]
+    assert sorted(desk.submitted) == ["run_00000", "run_00001", "run_00002"]
     assert desk.metrics.counts() == {"noticed_by_event": 3}
     assert "3 runs wait to be registered: away, for a test" in caplog.messages
 
@@ -373,7 +373,7 @@ def test_a_rescan_that_the_database_broke_off_finds_the_same_again(desk: Desk) -
     with pytest.raises(StatusDBUnavailable):
         desk.rescan(*many(3))
     desk.rescan(*many(3))
-    assert len(desk.offered) == 3
+    assert len(desk.submitted) == 3
 
 
 CALLS = 8
@@ -395,12 +395,12 @@ def test_a_rescan_whose_requests_fail_at_any_place_raises_and_the_next_one_regis
     assert len(registered) == len(set(registered)) == len(runs)
     assert desk.metrics.counts() == {"noticed_by_rescan": len(runs)}
     assert desk.statusdb.count_by_status() == {"pending": len(runs)}
-    assert sorted(desk.offered) == [one.run.name for one in runs]
+    assert sorted(desk.submitted) == [one.run.name for one in runs]
     assert set(desk.stop_watching) == {one.run.path for one in runs}
 
 
 @pytest.mark.parametrize("call", range(1, CALLS + 1))
-def test_a_rescan_that_did_not_get_one_of_its_answers_raises_and_the_next_one_offers_the_rest_once(
+def test_a_rescan_that_did_not_get_one_of_its_answers_raises_and_the_next_one_submits_the_rest_once(
     desk: Desk, call: int
 ) -> None:
     runs = many(3 * BATCH + 1)
@@ -410,7 +410,7 @@ def test_a_rescan_that_did_not_get_one_of_its_answers_raises_and_the_next_one_of
     desk.store.answer_lost_at = 0
     assert desk.rescan(*runs) == len(runs)
     assert desk.statusdb.count_by_status() == {"pending": len(runs)}
-    assert sorted(desk.offered) == [one.run.name for one in runs]
+    assert sorted(desk.submitted) == [one.run.name for one in runs]
 
 
 def test_a_rescan_has_two_requests_under_way_at_a_time(desk: Desk) -> None:
@@ -426,7 +426,7 @@ def test_a_storm_of_events_becomes_few_requests(desk: Desk) -> None:
     desk.arrivals.end()
     desk.registrar.follow(desk.arrivals, threading.Event())
     assert len(desk.store.calls) == 4
-    assert len(set(desk.offered)) == 2 * BATCH
+    assert len(set(desk.submitted)) == 2 * BATCH
 
 
 def test_following_ends_when_it_is_told_to_though_the_database_stays_away(desk: Desk) -> None:

@@ -89,7 +89,7 @@ class Worker(NamedTuple):
 
     announced: int = NOBODY
     target: int = NOBODY
-    former: tuple[int, ...] = ()
+    earlier: tuple[int, ...] = ()
 
 
 class State(NamedTuple):
@@ -151,7 +151,7 @@ class Protocol:
             after = state._replace(claims=state.claims - 1)
             yield (
                 f"{number} looks",
-                _with_worker(after, number, Worker("claim", token, is_current=True, former=earlier)),
+                _with_worker(after, number, Worker("claim", token, is_current=True, earlier=earlier)),
             )
 
     def _claim(self, state: State, number: int, worker: Worker) -> Successors:
@@ -166,7 +166,7 @@ class Protocol:
     def _choose(self, state: State, number: int, worker: Worker) -> Successors:
         if worker.announced:
             chosen = worker._replace(step="look_at_key", target=worker.announced)
-        elif finished := [token for token in worker.former if _has_manifest(state, token)]:
+        elif finished := [token for token in worker.earlier if _has_manifest(state, token)]:
             chosen = worker._replace(step="announce", target=finished[0])
         else:
             chosen = worker._replace(step="sweep")
@@ -197,17 +197,17 @@ class Protocol:
 
     def _finds(self, worker: Worker) -> bool:
         """Whether the staged names of the target are known: without its own token, only if the last claim made it."""
-        return self.rules.finds_announced_files_by_their_own_token or worker.target == max(worker.former, default=0)
+        return self.rules.finds_announced_files_by_their_own_token or worker.target == max(worker.earlier, default=0)
 
     def _drop(self, state: State, number: int, worker: Worker) -> Successors:
         if self.rules.removes_what_it_does_not_adopt:
             state = self._dropped(state, (worker.target,))
-        more = [token for token in worker.former if _has_manifest(state, token) and token != worker.target]
+        more = [token for token in worker.earlier if _has_manifest(state, token) and token != worker.target]
         after = worker._replace(step="announce" if more else "sweep", target=more[0] if more else NOBODY)
         yield f"{number} drops it", _with_worker(state, number, after)
 
     def _sweep(self, state: State, number: int, worker: Worker) -> Successors:
-        doomed = worker.former
+        doomed = worker.earlier
         if not self.rules.spares_what_came_after_its_claim:
             doomed = tuple(token for token in range(1, len(state.staged) + 1) if token != worker.token)
         if self.rules.removes_what_it_does_not_adopt:
@@ -224,7 +224,7 @@ class Protocol:
         yield f"{number} looks at the final names", _with_worker(state, number, after)
 
     def _begin(self, state: State, number: int, worker: Worker) -> Successors:
-        if any(state.staged[token - 1].names[0] for token in worker.former):
+        if any(state.staged[token - 1].names[0] for token in worker.earlier):
             raise Violation("an archive is made again beside what was left")
         begun = _with_staged(state, worker.token, Staged(PARTIAL, ABSENT, (True, False, False)))
         yield f"{number} begins", _with_worker(begun, number, worker._replace(step="finish"))

@@ -120,7 +120,7 @@ class Rivals(RuleBasedStateMachine):
         if worker := self.workers.get(number):
             worker.gate.loses_next_answer, worker.gate.refuses_next_write = arrives, not arrives
 
-    @precondition(lambda self: not self.had_misfortune and self.site.debris())
+    @precondition(lambda self: not self.had_misfortune and self.site.staged_files())
     @rule(which=st.sampled_from(["final_archive", "final_key"]))
     def meet_a_stranger(self, which: str) -> None:
         """Somebody else's file takes a final name that is free."""
@@ -130,11 +130,11 @@ class Rivals(RuleBasedStateMachine):
             self.strangers[final.name] = hashlib.sha256(STRANGE).hexdigest()
             self.had_misfortune = True
 
-    @precondition(lambda self: not self.had_misfortune and self.site.debris())
+    @precondition(lambda self: not self.had_misfortune and self.site.staged_files())
     @rule(is_gone=st.booleans())
     def lose_data(self, is_gone: bool) -> None:
         """A staged archive vanishes; or the host crashes, and the disk has lost a part of one."""
-        staged = sorted(path for path in self.site.debris() if path.name.endswith(".tar.gpg.partial"))
+        staged = sorted(path for path in self.site.staged_files() if path.name.endswith(".tar.gpg.partial"))
         if not staged or staged[0].stat().st_nlink > 1:
             return
         self.had_misfortune = True
@@ -205,7 +205,7 @@ class Rivals(RuleBasedStateMachine):
             assert outcome is Outcome.ENCRYPTED
         self.final_names_show_what_the_document_says()
         assert_same_tree(self.run.path, self.site.restore(self.run.name))
-        assert self.site.debris() == []
+        assert self.site.staged_files() == []
 
     def _rescue(self) -> Outcome:
         document = self.bench.document(self.run)

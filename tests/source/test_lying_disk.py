@@ -60,7 +60,7 @@ def assert_refused(bench: tuple[Bench, Liar], kind: str, words: str) -> None:
     error = bench[0].document(Run(bench[1].path / RUN))["last_error"]
     assert (error["kind"], words in error["message"]) == (kind, True), error["message"]
     assert bench[0].finals() == {}
-    assert bench[0].site.debris() == []
+    assert bench[0].site.staged_files() == []
 
 
 def make_hole(disk: Liar, name: str = "hole", data: bytes = b"") -> None:

@@ -298,7 +298,7 @@ def test_an_sqlite_column_of_another_type_keeps_no_other_row_from_being_read(tmp
     assert statusdb.count_by_status()["pending"] == 2
 
 
-def test_what_is_staged_for_a_run_with_an_unreadable_document_is_no_debris(tmp_path: Path, cluster: Cluster) -> None:
+def test_what_is_staged_for_a_run_with_an_unreadable_document_is_no_garbage(tmp_path: Path, cluster: Cluster) -> None:
     (tmp_path / "keys").mkdir()
     archive_store, token = ArchiveStore(tmp_path, tmp_path / "keys"), "a" * 32
     kept = [archive_store.staged_archive("bad", token), archive_store.staged_key("bad", token)]

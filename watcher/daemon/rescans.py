@@ -114,7 +114,7 @@ class Rescans:
         try:
             self._sources.garbage_collector.collect()
         except NotTheRunsFault as error:
-            logger.warning("debris is left until the next rescan: %s", error)
+            logger.warning("garbage is left until the next rescan: %s", error)
 
     def _interval(self) -> float:
         settings = self._settings
