@@ -6,6 +6,7 @@ the progress, and may cancel.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 from watcher.errors import CannotRun, NoSpace, Stalled, WatcherError, remedy
 from watcher.model import Phase, Progress, Run
@@ -29,6 +30,9 @@ long to get from memory to the disk."""
 LOOK_SECONDS = 30.0
 """A stall check that comes later than this after the last one was suspended, probably with the job. It starts to count
 anew. The service checks every two seconds."""
+
+PIPE_BYTES = 1 << 20
+"""The size of a pipe that carries a run. With Linux's default of 64 KiB both ends wait for each other."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,6 +173,13 @@ class Job:
         process.wait()
         with self._lock:
             self._children.discard(process)
+
+
+def enlarge(pipe: IO[bytes] | None) -> None:
+    """Give a child's pipe room for PIPE_BYTES. It keeps its size where the user's pipes have used up their limit."""
+    if pipe is not None:
+        with suppress(OSError):  # fs.pipe-user-pages-soft: slower, not wrong
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 @contextmanager

@@ -32,11 +32,10 @@ from watcher.archiving import ArchiveStore
 from watcher.archiving.files import reading, writing
 from watcher.daemon import mark
 from watcher.errors import CannotRun, ClaimLost, Interrupted, NoSpace, PublishFailed, RunNotSettled, TarFailed
-from watcher.job import Job
+from watcher.job import PIPE_BYTES, Job
 from watcher.model import MAX_RUN_NAME_BYTES, NAME_MAX, Archive, Run, TarReport
 from watcher.source import Rules, Stillness, hold
 from watcher.tar import TarStream, tar_version
-from watcher.tar.stream import PIPE_BYTES
 
 BIG = 4 * PIPE_BYTES
 """tar blocks in the middle of a file of this size until somebody reads."""

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import fcntl
 import hashlib
 import io
 import logging
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from machine import NOBODY, as_user_nobody, make_reachable
 from sites import gpg, keyring, wait_until
 
 from watcher import openpgp
@@ -33,7 +35,7 @@ from watcher.errors import (
     ValidateFailed,
     WrapFailed,
 )
-from watcher.job import Job
+from watcher.job import PIPE_BYTES, Job
 from watcher.model import Digest, Run
 from watcher.openpgp import FileKey, Recipient, streams
 
@@ -227,6 +229,67 @@ def test_an_archive_is_aes_256_with_integrity_protection_uncompressed_and_for_no
     assert "compressed packet" not in packets
     assert "pubkey enc packet" not in packets
     assert path.stat().st_size > 1_000_000
+
+
+def pipe_bytes(pid: int) -> list[int]:
+    """Return the sizes of the pipes that are a process's standard input and output."""
+    sizes = []
+    for number in (0, 1):
+        with open(f"/proc/{pid}/fd/{number}", "rb" if number == 0 else "wb", opener=without_waiting) as pipe:
+            sizes.append(fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ))
+    return sizes
+
+
+def without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC & ~os.O_CREAT | os.O_NONBLOCK)
+
+
+def test_a_run_flows_through_large_pipes_both_ways(job: Job, home: Path) -> None:
+    key, found, stored = FileKey.generate(), list[list[int]](), io.BytesIO()
+
+    def look(_piece: bytes, times: int) -> None:
+        if len(found) < times:  # at the first piece gpg has not ended
+            found.append(pipe_bytes(children()[0]))
+
+    def write(piece: bytes) -> None:
+        look(piece, 1)
+        stored.write(piece)
+
+    openpgp.encrypt(io.BytesIO(CONTENT * 10), key, write, job, home)
+    stored.seek(0)
+    openpgp.decrypt(stored.read, key, partial(look, times=2), job, home)
+    assert found == [[PIPE_BYTES, PIPE_BYTES]] * 2
+
+
+@pytest.mark.root
+def test_a_user_whose_pipes_have_used_up_their_limit_archives_through_small_ones(tmp_path: Path) -> None:
+    script = """
+        import fcntl, io, os
+        from pathlib import Path
+        from watcher import openpgp
+        from watcher.job import PIPE_BYTES, Job
+        from watcher.model import Run
+        held = []
+        try:
+            while True:
+                held.append(os.pipe())
+                fcntl.fcntl(held[-1][0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except PermissionError:
+            pass
+        key, stored, content = openpgp.FileKey.generate(), io.BytesIO(), os.urandom(3_000_000)
+        openpgp.encrypt(io.BytesIO(content), key, stored.write, Job(Run(Path("/r"))), None)
+        stored.seek(0)
+        assert openpgp.validate(stored.read, key, Job(Run(Path("/r"))), None)[1].size == len(content)
+        print(len(held))
+    """
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, NOBODY, NOBODY)
+    make_reachable(home)
+    command = [*as_user_nobody(), sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1
 
 
 @pytest.mark.parametrize("cut", [1, 100, 1_500_000, 2_999_000])
@@ -459,7 +522,7 @@ def peak_kilobytes(home: Path, megabytes: int) -> int:
         import resource, sys, tempfile
         from pathlib import Path
         from watcher import openpgp
-        from watcher.job import Job
+        from watcher.job import PIPE_BYTES, Job
         from watcher.model import Run
         class Zeros:
             left = int(sys.argv[2]) << 20
@@ -583,6 +646,56 @@ def test_a_gpg_that_knows_none_of_our_options_is_told_from_a_missing_one(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(CannotRun, match=r"invalid option.*GnuPG 2\.2"):
         openpgp.gpg_version(None)
+
+
+REAL_GPG = shutil.which("gpg")
+
+
+@pytest.fixture
+def own_gpg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory on the PATH with a gpg that logs its options there, and fails while a file `broken` is there."""
+    program = tmp_path / "bin" / "gpg"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/bin/log\n'
+        f'test ! -e {tmp_path}/bin/broken || {{ echo "gpg: error while loading shared libraries" >&2; exit 127; }}\n'
+        f'exec {REAL_GPG} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program.parent
+
+
+def test_gpg_is_asked_for_its_version_once(own_gpg: Path, job: Job, home: Path) -> None:
+    for _ in range(2):
+        key = FileKey.generate()
+        openpgp.validate(io.BytesIO(encrypted(CONTENT, key, job, home)).read, key, job, home)
+    asked = (own_gpg / "log").read_text().splitlines()
+    assert ["--list-config" in line for line in asked] == [True, False, False, False, False]
+
+
+def test_a_gpg_that_was_replaced_is_asked_again(own_gpg: Path, job: Job, home: Path) -> None:
+    key = FileKey.generate()
+    encrypted(CONTENT, key, job, home)
+    (own_gpg / "newer").write_text((own_gpg / "gpg").read_text())
+    (own_gpg / "newer").chmod(0o755)
+    (own_gpg / "newer").rename(own_gpg / "gpg")
+    encrypted(CONTENT, key, job, home)
+    assert (own_gpg / "log").read_text().count("--list-config") == 2
+
+
+def test_a_gpg_that_works_no_more_is_not_the_runs_fault(own_gpg: Path, job: Job, home: Path) -> None:
+    key = FileKey.generate()
+    stored = encrypted(CONTENT, key, job, home)
+    (own_gpg / "broken").touch()
+    with pytest.raises(CannotRun, match=r"gpg does not work .*shared libraries"):
+        encrypted(CONTENT, key, job, home)
+    (own_gpg / "broken").unlink()
+    openpgp.validate(io.BytesIO(stored).read, key, job, home)
+    (own_gpg / "broken").touch()
+    with pytest.raises(CannotRun, match=r"gpg does not work .*shared libraries"):
+        openpgp.validate(io.BytesIO(stored).read, key, job, home)
 
 
 # recipients

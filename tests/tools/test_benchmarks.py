@@ -25,6 +25,7 @@ SECONDS = 300
         ("scan.py --runs 200 --interval 0.3", "200 registered runs"),
         ("idle.py --seconds 1 --archived 20 --open 5", "% of one core"),
         ("two_big_runs.py --gigabytes 0.02 --files 50", "50 files at once, restored byte for byte"),
+        ("line_speed.py --gigabytes 0.01 --files 5 --pairs 2", "0.01 GiB in 5 files, medians of 2 rounds"),
         ("storm.py --runs 50", "all 50 are registered exactly once"),
         pytest.param(
             "storm.py --runs 500 --queued-events 64",

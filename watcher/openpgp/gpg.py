@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 from contextlib import closing
@@ -12,7 +13,7 @@ from typing import Any
 import gnupg
 
 from watcher.errors import CannotRun, RecipientUnusable
-from watcher.job import Job, kill, start_child
+from watcher.job import Job, enlarge, kill, start_child
 from watcher.process import gpg_environment
 
 BUFFER_BYTES = 1 << 20
@@ -43,6 +44,12 @@ full or read-only.
 WITHOUT_KEYS = ("--no-keyring",)
 """For streams under a file key. gpg would lock the keyring, which fails in a home that is full or read-only."""
 
+_File = tuple[str, int, int, int]
+
+_known: dict[_File | None, dict[str, Any]] = {}
+"""What python-gnupg has set up after it has asked gpg for its version, for each program file. It would ask each time:
+half of a small run's gpg starts were this question."""
+
 
 class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
     """One gpg operation, as a child of a job (or of none), with nothing of the user's own settings.
@@ -59,15 +66,24 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         if home is not None and not home.is_dir():
             raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
         # We compare and show gpg's words, which we know in the locale C only.
-        environment = {**_terminal(), **gpg_environment()}
+        environment, gnupghome = {**_terminal(), **gpg_environment()}, str(home) if home else None
+        if (file := _program_file()) in _known:
+            self.__dict__ |= {**_known[file], "env": environment, "gnupghome": gnupghome}
+            return
+        own = set(self.__dict__)
+        self._ask(environment, gnupghome)
+        self.buffer_size = BUFFER_BYTES
+        if file is not None:
+            _known[file] = {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def _ask(self, environment: dict[str, str], gnupghome: str | None) -> None:
         try:
-            super().__init__(gnupghome=str(home) if home else None, env=environment, options=list(_OPTIONS))
+            super().__init__(gnupghome=gnupghome, env=environment, options=list(_OPTIONS))
         except ValueError as error:
-            if job is not None:
-                job.check()
+            if self._job is not None:
+                self._job.check()
             words = " ".join(str(error).split())
             raise CannotRun(f"gpg does not work ({words}); install GnuPG 2.2 or newer") from error
-        self.buffer_size = BUFFER_BYTES
 
     def close(self) -> None:
         """End gpg if it still runs."""
@@ -83,15 +99,28 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         command = self.make_args(args, passphrase)
         start = self._job.start if self._job else start_child
         self.process = start(command, env=self.env, **pipes)
-        if self.limit is not None:
+        if self.limit is None:  # a run flows through
+            enlarge(self.process.stdin)
+            enlarge(self.process.stdout)
+        else:
             self._timer = threading.Timer(self.limit, kill, (self.process,))
             self._timer.daemon = True
             self._timer.start()
         return self.process
 
 
+def _program_file() -> _File | None:
+    """Return what tells gpg's program file from any other, and from a later one; None if there is none."""
+    try:
+        status = os.stat(path := shutil.which("gpg") or "")
+    except OSError:
+        return None
+    return path, status.st_dev, status.st_ino, status.st_mtime_ns
+
+
 def gpg_version(home: Path | None) -> str:
-    """Return gpg's version. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
+    """Ask gpg for its version, and return it. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
+    _known.clear()
     with closing(GPG(home)) as gpg:
         return ".".join(map(str, gpg.version or ("unknown",)))
 

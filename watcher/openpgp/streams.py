@@ -20,7 +20,7 @@ from watcher.errors import EncryptFailed, ValidateFailed
 from watcher.job import Job, enough_threads
 from watcher.model import Digest
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import FORMAT, GPG, WITHOUT_KEYS, gpg_words, succeeded
+from watcher.openpgp.gpg import FORMAT, GPG, WITHOUT_KEYS, gpg_version, gpg_words, succeeded
 
 FEED_SECONDS = 5.0
 """After gpg's end so long for the thread that fed it to come back from its last read."""
@@ -96,7 +96,8 @@ def _stream(
 ) -> Any:
     """Let `run` stream `source` through one gpg into `write`; return python-gnupg's result.
 
-    Raises what `source` or `write` raised, the job's reason, or `ended_early`, whichever came first.
+    Raises what `source` or `write` raised, the job's reason, or `ended_early`, whichever came first; CannotRun if gpg
+    does not work any more.
     """
     with closing(GPG(home, job)) as gpg, closing(_Feed(source)) as feed:
         sink = _Sink(write, gpg)
@@ -110,9 +111,12 @@ def _stream(
             job.check()
             sink.check()
             feed.check()
+            gpg_version(home)  # it may not work any more: then that is the error, and not the run's
             raise ended_early from error
     job.check()
     sink.check()
+    if not succeeded(result):
+        gpg_version(home)  # as above
     return result
 
 

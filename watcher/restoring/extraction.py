@@ -21,7 +21,7 @@ from typing import IO, BinaryIO, NamedTuple
 from watcher import journal, openpgp
 from watcher.archiving import ArchiveStore
 from watcher.errors import RestoreFailed, UnknownRun, WatcherError
-from watcher.job import Job
+from watcher.job import Job, enlarge
 from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
 from watcher.process import tar_environment
 from watcher.restoring.guard import Guard
@@ -120,6 +120,7 @@ def _extract(
             _tar_command(manner), stdin=subprocess.PIPE, stderr=words, env=tar_environment(), cwd=by_descriptor(work)
         ) as tar,
     ):
+        enlarge(tar.stdin)
         file_digest, content = _feed(tar, guard, file, key, job, home)
         if _exit_status(tar) != 0:
             words.seek(0)

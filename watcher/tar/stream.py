@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,10 +9,10 @@ import stat
 import subprocess
 import threading
 from collections.abc import Sequence
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from watcher.errors import CannotRun, Incomplete, RunNotSettled, TarFailed
-from watcher.job import Job, enough_threads, start_child
+from watcher.job import Job, enlarge, enough_threads, start_child
 from watcher.model import Digest, TarReport
 from watcher.process import tar_environment
 from watcher.source import Source, Stillness
@@ -22,9 +21,6 @@ from watcher.tar.members import MalformedArchive, MemberWalk
 
 WORDS_KEPT = 20
 """So many of tar's messages go into an error or the run document."""
-
-PIPE_BYTES = 1 << 20
-"""tar's pipe; Linux's default of 64 KiB makes tar and gpg wait for each other."""
 
 _SPECIAL = re.compile(r"[\\&]")
 """The characters with a meaning in the replacement of tar's `--transform`."""
@@ -58,7 +54,7 @@ class TarStream:
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        _enlarge(self._process.stdout)
+        enlarge(self._process.stdout)
         self._stdout: BinaryIO = self._process.stdout  # type: ignore[assignment]
         self._listener = threading.Thread(
             target=self._messages.read, args=(self._process.stderr,), name=f"tar {still.source.run.name}", daemon=True
@@ -204,10 +200,3 @@ def _keep_last(words: list[str], new: str) -> None:
 
 def _join(words: Sequence[str]) -> str:
     return "; ".join(words)
-
-
-def _enlarge(pipe: IO[bytes]) -> None:
-    try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        return  # above the user's own limit: slower, not wrong
