@@ -36,6 +36,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 2 * len(os.sched_getaffinity(0)) if config.option.numprocesses == "auto" else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests marked `alone` last: one waits for the tests of the other processes, and holds up the next ones."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
 CHILDREN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 """Audit events of the interpreter: a child process is about to be started."""
 
