@@ -666,6 +666,7 @@ def test_any_text_is_a_config_or_refused(module_files: Files, text: str) -> None
     assert answer(module_files, text)
 
 
+@pytest.mark.slow  # 5 s, most of it PyYAML's
 @given(
     values=st.dictionaries(st.sampled_from([*Config.model_fields, "other"]), VALUES),
     statusdb=st.dictionaries(st.sampled_from([*StatusDBConfig.model_fields, "other"]), VALUES),
