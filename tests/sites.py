@@ -45,6 +45,20 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
+def children(name: str = "gpg") -> list[int]:
+    """Return the pids of this process's children of that name, zombies too."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            pid, rest = (entry / "stat").read_text().split(" (", 1)
+        except OSError:
+            continue
+        comm, _, fields = rest.rpartition(") ")
+        if comm == name and int(fields.split()[1]) == os.getpid():
+            found.append(int(pid))
+    return found
+
+
 def gpg(home: Path, *arguments: str, data: bytes | None = None) -> bytes:
     """Run gpg on the keyring `home`; return its output."""
     command = ["gpg", "--homedir", str(home), "--batch", "--no-tty", *arguments]

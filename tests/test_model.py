@@ -147,8 +147,9 @@ def test_a_claim_names_worker_and_token_and_ends_the_pause() -> None:
 
 
 def test_a_renewal_shows_phase_and_bytes_and_keeps_the_token() -> None:
-    changed = model.renewed(document_of(Status.PROCESSING), Progress(Phase.VALIDATING, 5, 9), NOW)
-    assert changed["claim"] == {"token": TOKEN, "phase": "validating", "bytes_done": 5, "bytes_total": 9}
+    changed = model.renewed(document_of(Status.PROCESSING), Progress(Phase.ARCHIVING, 5, 9, 3), NOW)
+    bytes_moved = {"bytes_done": 5, "bytes_total": 9, "bytes_validated": 3}
+    assert changed["claim"] == {"token": TOKEN, "phase": "archiving", **bytes_moved}
 
 
 def test_an_announced_archive_is_in_the_document_until_it_is_taken_back() -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -52,12 +53,36 @@ class Job:
         self._storage: Path | None = None
         self._is_waiting = False
         self._reason: WatcherError | None = None
+        self._second: Job | None = None
         self.cancelled = threading.Event()
+
+    @contextmanager
+    def second_pass(self) -> Iterator[Job]:
+        """Have a job for a second pass over the run while the context lasts. What ends this job ends that one, too.
+
+        It is made for another thread, and counts as waiting until that thread leaves its first `waiting`.
+        """
+        second = Job(self.run, self.size, self._clock)
+        second.enter(Phase.VALIDATING)
+        second._is_waiting = True
+        with self._lock:
+            self.check()
+            self._second = second
+        try:
+            yield second
+        finally:
+            with self._lock:
+                self._second = None
 
     @property
     def progress(self) -> Progress:
-        """How far the work has come."""
-        return self._progress
+        """How far the work has come, that of the second pass included."""
+        progress, second = self._progress, self._second
+        if second is None:
+            return progress
+        validated = second.progress.bytes_done
+        done = validated if progress.phase is Phase.VALIDATING else progress.bytes_done
+        return replace(progress, bytes_done=done, bytes_validated=validated)
 
     @property
     def bytes_to_come(self) -> int:
@@ -77,7 +102,7 @@ class Job:
         """Note `count` more bytes. Raises the reason if cancelled."""
         self.check()
         progress = self._progress
-        self._progress = Progress(progress.phase, progress.bytes_done + count, progress.bytes_total)
+        self._progress = replace(progress, bytes_done=progress.bytes_done + count)
         self._moved_at = self._clock()
 
     @contextmanager
@@ -102,6 +127,8 @@ class Job:
             for child in self._children:
                 kill(child)
             self.cancelled.set()
+            if self._second is not None:
+                self._second.cancel(reason)
 
     def forgive(self, reason: Exception) -> None:
         """Undo a cancel for `reason`: the work has ended, and the end must still be written into the document."""
@@ -111,21 +138,29 @@ class Job:
                 self.cancelled.clear()
 
     def cancel_if_stalled(self, limit_seconds: float) -> bool:
-        """Cancel the job if no byte has moved for `limit_seconds`; return whether it was cancelled.
+        """Cancel the job if no byte has moved for `limit_seconds` in one of its passes; say whether it was.
 
-        A job without a child gets `UNHURRIED` times as long: no child can hang.
+        A pass without a child gets `UNHURRIED` times as long: no child can hang.
         """
+        second = self._second
+        reason = self._stall(limit_seconds) or (second._stall(limit_seconds) if second else None)
+        if reason is None or self.cancelled.is_set():
+            return False
+        self.cancel(reason)
+        return True
+
+    def _stall(self, limit_seconds: float) -> WatcherError | None:
         now, progress = self._clock(), self._progress
         if self._is_waiting or now - self._looked_at > LOOK_SECONDS:
             self._moved_at = max(self._moved_at, now)
         self._looked_at = now
         still = now - self._moved_at
         has_child = progress.phase in MOVING and bool(self._children)
-        if still < limit_seconds * (1 if has_child else UNHURRIED) or self.cancelled.is_set():
-            return False
-        words = f"for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s)"
-        self.cancel(self._stalled(words, has_child))
-        return True
+        if still < limit_seconds * (1 if has_child else UNHURRIED):
+            return None
+        return self._stalled(
+            f"for {still:.0f} s while {progress.phase} (stall_limit is {limit_seconds:g} s)", has_child
+        )
 
     def _stalled(self, words: str, has_child: bool) -> WatcherError:
         storage, look = self._storage, "look for a disk that does not answer"

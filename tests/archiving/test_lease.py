@@ -128,6 +128,7 @@ def test_a_renewal_makes_a_lease_trusted_again_and_shows_the_progress(bench: Ben
         "phase": "archiving",
         "bytes_done": 4,
         "bytes_total": 10,
+        "bytes_validated": 0,
     }
 
 

@@ -20,7 +20,7 @@ from sites import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_u
 
 from watcher.archiving import LeaseKeeper, Outcome, Worker, growing_pauses
 from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
-from watcher.model import Archive, Document, Run
+from watcher.model import Archive, Document, Run, ValidationMode
 from watcher.source import SENTINEL
 
 AWAY = StatusDBUnavailable("the database is away, says the test")
@@ -985,4 +985,59 @@ def test_what_a_lost_claim_had_staged_is_gone_when_the_run_is_published(bench: B
 
     assert bench.with_archive_store("staged_archive", lost_meanwhile).work(run) is Outcome.LOST
     assert outcomes == [Outcome.ENCRYPTED]
+    assert_restores(bench, run)
+
+
+# The proof, until the archive has its name
+
+
+def staged_archive(bench: Bench) -> Path:
+    """Return the only archive that is staged."""
+    (path,) = bench.site.archives.glob(".*.tar.gpg.partial")
+    return path
+
+
+def flip_a_bit(path: Path) -> None:
+    with open(path, "rb+") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("mode", ValidationMode)
+def test_a_run_is_archived_in_each_mode_of_validation(mode: ValidationMode, bench: Bench) -> None:
+    run = bench.ready_run(size=40_000_000)  # more than two windows
+    assert bench.other(validation=mode).work(run) is Outcome.ENCRYPTED
+    assert_restores(bench, run)
+
+
+@pytest.mark.parametrize("step", ["stage_key", "stage_manifest", "publish"])
+@pytest.mark.parametrize("mode", ValidationMode)
+def test_a_bit_that_is_flipped_after_the_validation_is_found_before_the_archive_has_its_name(
+    mode: ValidationMode, step: str, bench: Bench
+) -> None:
+    run = bench.ready_run()
+
+    def flip() -> None:
+        if step != "publish":
+            flip_a_bit(staged_archive(bench))
+
+    def flip_before_a_second_try() -> None:
+        flip_a_bit(staged_archive(bench))
+        raise NoSpace("the disk is away, says the test")
+
+    spoiled = bench.with_archive_store(step, flip_before_a_second_try if step == "publish" else flip)
+    assert replace(spoiled, pauses=lambda: iter([0.0, 0.0])).other(validation=mode).work(run) is Outcome.FAILED
+    assert "has changed since it was validated" in bench.document(run)["last_error"]["message"]
+    assert bench.finals() == {}
+    bench.now.advance(3600)
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert_restores(bench, run)
+
+
+def test_an_archive_that_was_only_touched_is_read_once_more_and_published(bench: Bench) -> None:
+    run = bench.ready_run()
+    touched = bench.with_archive_store("stage_key", lambda: os.utime(staged_archive(bench)))
+    assert touched.work(run) is Outcome.ENCRYPTED
     assert_restores(bench, run)

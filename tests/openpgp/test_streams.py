@@ -23,7 +23,7 @@ from typing import IO
 
 import pytest
 from machine import NOBODY, as_user_nobody, make_reachable
-from sites import gpg, keyring, wait_until
+from sites import children, gpg, keyring, wait_until
 
 from watcher import openpgp
 from watcher.errors import (
@@ -91,20 +91,6 @@ def encrypted(content: bytes, key: FileKey, job: Job, home: Path) -> bytes:
     out = io.BytesIO()
     openpgp.encrypt(io.BytesIO(content), key, out.write, job, home)
     return out.getvalue()
-
-
-def children(name: str = "gpg") -> list[int]:
-    """Return the pids of this process's children of that name, zombies too."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            pid, rest = (entry / "stat").read_text().split(" (", 1)
-        except OSError:
-            continue
-        comm, _, fields = rest.rpartition(") ")
-        if comm == name and int(fields.split()[1]) == os.getpid():
-            found.append(int(pid))
-    return found
 
 
 class Trouble:

@@ -160,7 +160,7 @@ def test_only_some_of_many_problems_are_told(run: Run, doctor: Callable[[str], N
 
 
 def test_a_run_that_has_changed_meanwhile_is_not_incomplete(run: Run) -> None:
-    with opened(run, Rules()) as (still, tar), pytest.raises(RunNotSettled, match=r"'\./data/new' is new"):  # noqa: PT012
+    with opened(run, Rules()) as (still, tar), pytest.raises(RunNotSettled, match=r"'\./data/new' is new"):
         (run.path / "data" / "new").write_bytes(b"x" * 10_000_000)
         while tar.read(1 << 20):
             pass

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from watcher.archiving.names import STAGED
+from watcher.archiving.pagecache import start_write_out
 from watcher.errors import ClaimLost, NoSpace
 
 logger = logging.getLogger(__name__)
@@ -20,12 +21,15 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 1 << 20
 """So many bytes of a stored file are read and hashed at once."""
 
+WINDOW_BYTES = 16 << 20
+"""A file that is written goes to the disk in windows of this size."""
+
 _WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """The errors of a file system that has no hard links."""
 
 
 @contextmanager
-def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
+def writing(path: Path, mode: int = 0o640, window_bytes: int = WINDOW_BYTES) -> Iterator[StagedFile]:
     """Open a new file. When the context ends it is on the disk; if that fails, it is removed.
 
     `mode` is narrowed by the umask. Raises NoSpace when it cannot be written.
@@ -33,10 +37,10 @@ def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with disk_trouble("write", path):
         descriptor = os.open(path, flags, mode)
+    file = StagedFile(path, descriptor, window_bytes)
     try:
-        yield StagedFile(path, descriptor)
-        with disk_trouble("write", path):
-            os.fsync(descriptor)
+        yield file
+        file.sync()
     except BaseException:
         remove(path)
         raise
@@ -45,18 +49,49 @@ def writing(path: Path, mode: int = 0o640) -> Iterator[StagedFile]:
 
 
 class StagedFile:
-    """A file that is being written. `write` writes everything, or raises NoSpace."""
+    """A file that is being written. Each window's way to the disk begins when the window is full."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, descriptor: int, window_bytes: int) -> None:
+        self.path = path
+        self.window_bytes = window_bytes
         self._descriptor = descriptor
+        self._is_synced = False
+        self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Append all of `data`."""
-        view = memoryview(data)
-        with disk_trouble("write", self._path):
+        """Append all of `data`. Raises NoSpace."""
+        view, written_out = memoryview(data), self.size - self.size % self.window_bytes
+        self._is_synced = False
+        with disk_trouble("write", self.path):
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            self.size += len(data)
+            if (full := self.size - self.size % self.window_bytes) > written_out:
+                start_write_out(self._descriptor, written_out, full - written_out)
+
+    def finished(self) -> str:
+        """Write the rest to the disk; return the version of the file, which changes when somebody else writes to it."""
+        self.sync()
+        return _version(os.fstat(self._descriptor))
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk. Raises NoSpace."""
+        if not self._is_synced:
+            with disk_trouble("write", self.path):
+                os.fsync(self._descriptor)
+            self._is_synced = True
+
+
+def version_of(path: Path) -> str:
+    """Return the version of a file as `StagedFile.finished` gives it, nothing if the file cannot be looked at."""
+    try:
+        return _version(os.lstat(path))
+    except OSError:
+        return ""
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 @contextmanager

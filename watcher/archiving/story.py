@@ -6,14 +6,14 @@ Each step raises an error of ours when it cannot go on; `watcher.archiving.endin
 from __future__ import annotations
 
 import logging
-import os
 
 from watcher import openpgp
 from watcher.archiving.adoption import adopted
 from watcher.archiving.attempt import Attempt
-from watcher.archiving.files import reading, writing
+from watcher.archiving.files import version_of, writing
+from watcher.archiving.validation import reread, validating
 from watcher.errors import RunNotSettled, ValidateFailed
-from watcher.model import Archive, EncryptedArchive, Phase
+from watcher.model import Archive, EncryptedArchive, Phase, ValidationMode
 from watcher.source import Stillness, is_ready
 from watcher.tar import TarStream
 
@@ -29,9 +29,10 @@ def archive_and_record(attempt: Attempt) -> None:
     if archive is None:
         still = _archivable(attempt)
         key = openpgp.FileKey.generate()
-        archive = _wrap(attempt, _encrypt(attempt, key, still), key, still)
+        encrypted = _encrypt(attempt, key, still)
+        archive = _wrap(attempt, encrypted, key, still)
         attempt.await_quiet(still)
-        _publish(attempt, archive, still)
+        _publish(attempt, archive, encrypted, still)
     attempt.wait_out(lambda: attempt.lease.write(attempt.parts.statusdb.record, archive), "record")
     logger.info(
         "encrypted '%s': %d bytes, %d members", archive.file, archive.size, archive.members, extra=attempt.extra
@@ -59,16 +60,23 @@ def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> Encryp
     openpgp.find_recipient(attempt.parts.settings.receiver, home, job)  # before hours of work, not after
     staged = attempt.parts.archive_store.staged_archive(attempt.name, attempt.claim.token)
     job.enter(Phase.ARCHIVING, job.size)
-    with writing(staged) as file, TarStream(still, job) as tar:
-        openpgp.encrypt(tar, key, job.on_storage(file.write, staged), job, home)
-        report = tar.report()
-    with reading(staged) as stored:
-        job.enter(Phase.VALIDATING, os.fstat(stored.fileno()).st_size)
-        digest, plain = openpgp.validate(job.on_storage(stored.read, staged), key, job, home)
+    mode = attempt.parts.settings.validation
+    follows = mode is not ValidationMode.AFTER
+    with writing(staged) as file, validating(file, key, job, home, follows) as validation:
+        with TarStream(still, job) as tar:
+            openpgp.encrypt(tar, key, job.on_storage(validation.write, staged), job, home)
+            report = tar.report()
+        version = file.finished()
+        job.enter(Phase.VALIDATING, file.size)
+        with job.waiting():
+            digest, plain = validation.digests()
     if plain != report.stream:
         raise ValidateFailed(f"the stored archive decrypts to {plain}, and tar gave {report.stream}")
+    if mode is ValidationMode.REREAD:
+        job.enter(Phase.VALIDATING, digest.size)
+        reread(staged, digest.sha256, job)
     still.require(with_ends=True)
-    return EncryptedArchive(staged, digest, report)
+    return EncryptedArchive(staged, digest, report, version)
 
 
 def _wrap(attempt: Attempt, encrypted: EncryptedArchive, key: openpgp.FileKey, still: Stillness) -> Archive:
@@ -106,7 +114,7 @@ def _wrap(attempt: Attempt, encrypted: EncryptedArchive, key: openpgp.FileKey, s
     return archive
 
 
-def _publish(attempt: Attempt, archive: Archive, still: Stillness) -> None:
+def _publish(attempt: Attempt, archive: Archive, encrypted: EncryptedArchive, still: Stillness) -> None:
     """Announce the archive in the document, then give it its name, while the lease is sure to be ours."""
     archive_store, lease = attempt.parts.archive_store, attempt.lease
 
@@ -114,6 +122,8 @@ def _publish(attempt: Attempt, archive: Archive, still: Stillness) -> None:
         if lease.document.get("archive") is None or not lease.is_trusted:
             lease.write(attempt.parts.statusdb.announce, archive)
         if not archive_store.has_begun(attempt.name):
+            if version_of(encrypted.staged) not in (encrypted.version, ""):
+                reread(encrypted.staged, archive.sha256, attempt.job)
             still.require()  # at each try, and last: the database may have been away for hours
         archive_store.publish(attempt.name, archive, attempt.job.moved)
 

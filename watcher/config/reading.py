@@ -19,7 +19,6 @@ _REASONS = {  # pydantic's kinds of error that can reach an operator
     "string_type": "is not usable text; write one value",
     "tuple_type": "is not a list; write [one, two], or [] for none",
     "model_type": "is not a set of keys; write url and the others beneath it, indented",
-    "literal_error": "is not allowed; write exit_code or presence",
 }
 
 
@@ -104,6 +103,9 @@ def _problem(error: ErrorDetails) -> str:
     if kind in ("extra_forbidden", "invalid_key"):
         # YAML reads `{password:x}` as a key, and the password is in it.
         return f"{re.sub('(?<=[:=]).+', '...', key)}: not a key; {_suggestion(str(error['loc'][-1]))}"
+    if kind == "literal_error":
+        allowed = error["ctx"]["expected"].replace("'", "")
+        return f"{key}: {_shown(key, error['input'])} is not allowed; write {allowed}"
     reason = _REASONS.get(kind, error["msg"].removeprefix("Value error, "))
     return f"{key}: {_shown(key, error['input'])} {reason}"
 

@@ -131,6 +131,8 @@ _Level = Annotated[
 
 _Policy = Literal["exit_code", "presence"]
 
+_Validation = Literal["follow", "after", "reread"]
+
 _Database = Annotated[str, _matching(_COUCHDB_NAME, "is not a CouchDB name; write a-z, then a-z 0-9 _$()+-/")]
 
 _URL = Annotated[
@@ -216,6 +218,7 @@ class Config(_Section, frozen=True):
     network_rescan_interval: _Interval = Field(default=60.0, description="the same on a network file system")
     lease_seconds: _Lease = Field(default=300.0, description="unrenewed so long, a claim is open to others")
     sentinel_policy: _Policy = Field(default="exit_code", description="presence: codes do not matter")
+    validation: _Validation = Field(default="follow", description="when an archive is decrypted again")
     minimum_free_space: _Size = Field(default=ByteSize(1024**3), description="kept free in destination_path")
     retry_delay: _Duration = Field(default=60.0, description="before the second attempt; then doubled")
     settle_limit: _Duration = Field(default=86400.0, description="a run that changes for longer has failed")

@@ -47,6 +47,7 @@ from watcher.model.values import (
     Run,
     Status,
     TarReport,
+    ValidationMode,
     timestamp,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "Run",
     "Status",
     "TarReport",
+    "ValidationMode",
     "announced",
     "changed_since",
     "claimed",

@@ -98,13 +98,22 @@ class TarReport:
     warnings: tuple[str, ...]
 
 
+class ValidationMode(StrEnum):
+    """When an archive is decrypted again: while it is written, or after. REREAD: the first, then it is read again."""
+
+    FOLLOW = "follow"
+    AFTER = "after"
+    REREAD = "reread"
+
+
 @dataclass(frozen=True)
 class EncryptedArchive:
-    """A staged archive that has been proven to decrypt to what tar gave."""
+    """A staged archive that has been proven to decrypt to what tar gave. Whoever writes to it changes its `version`."""
 
     staged: Path
     file: Digest
     tar: TarReport
+    version: str
 
 
 @dataclass(frozen=True)
@@ -146,11 +155,12 @@ class Archive:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a claim's work has come, in bytes of the run."""
+    """How far a claim's work has come, in bytes: of the phase, and of the stored file that was validated already."""
 
     phase: Phase
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_validated: int = 0
 
 
 def timestamp(moment: datetime) -> str:

@@ -176,6 +176,7 @@ _CLAIM: Mapping[str, Check] = {
     "phase": _is_text,
     "bytes_done": _is_number,
     "bytes_total": _is_number,
+    "bytes_validated": _is_number,
 }
 
 _ARCHIVE: Mapping[str, Check] = {

@@ -16,6 +16,7 @@ from watcher.daemon import Notifier, Parts, Service, Settings, lock_file, mark, 
 from watcher.discovery import Observer, Places, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
+from watcher.model import ValidationMode
 from watcher.process import low_limits
 from watcher.source import Policy, Rules
 from watcher.tar import tar_version
@@ -88,6 +89,7 @@ def _worker_settings(config: Config) -> archiving.Settings:
         gnupg_home=config.gnupg_home,
         rules=_rules(config),
         policy=Policy(config.sentinel_policy),
+        validation=ValidationMode(config.validation),
         minimum_free_space=config.minimum_free_space,
         retry_delay=config.retry_delay,
         settle_limit=config.settle_limit,
