@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ class Forgery:
             place.mkdir()
 
     def store(self, content: bytes, run_name: str = RUN) -> Document:
-        """Store `content` as the archive of a run; return its document."""
+        """Store `content` as the archive of a run; return its document, as earlier versions wrote it."""
         key, job = openpgp.FileKey.generate(), Job(Run(Path(run_name)))
         file = self.archive_store.final_archive(run_name)
         with file.open("wb") as output:
@@ -122,7 +123,7 @@ class Forgery:
         with file.open("rb") as stored:
             digest, plain = openpgp.validate(stored.read, key, job, self.home)
         archive = Archive(
-            file.name, digest.size, digest.sha256, plain.sha256, plain.size,
+            file.name, digest.size, digest.sha256, hashlib.sha256(content).hexdigest(), plain.size,
             self.archive_store.final_key(run_name).name, "",
             recipient.fingerprint, 1, token=TOKEN,
         )  # fmt: skip

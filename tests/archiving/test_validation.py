@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from blake3 import blake3
 from sites import children, keyring, wait_until
 
 from watcher import openpgp
@@ -22,7 +23,7 @@ from watcher.archiving.readback import Readback
 from watcher.archiving.validation import Validation, reread, validating
 from watcher.errors import Interrupted, NoSpace, Stalled, ValidateFailed
 from watcher.job import Job
-from watcher.model import Digest, Phase, Run
+from watcher.model import Content, Digest, Phase, Run
 from watcher.openpgp import FileKey
 
 MIB = 1 << 20
@@ -171,7 +172,7 @@ def test_an_archive_is_validated_while_it_is_written(
         wait_until(lambda: validated(job) == 3 * MIB, "three windows are validated, while the fourth is the last")
         write(validation, stored[4 * MIB :])
         file.sync()
-        assert validation.digests() == (digest(stored), digest(CONTENT))
+        assert validation.digests() == (digest(stored), Content(len(CONTENT), blake3(CONTENT).hexdigest()))
     assert staged.read_bytes() == stored
 
 
@@ -193,7 +194,7 @@ def test_where_it_cannot_follow_validation_waits_for_the_end(
                 wait_until(children, "the second pass begins")
             file.sync()
             assert validated(job) == 0
-            assert validation.digests() == (digest(stored), digest(CONTENT))
+            assert validation.digests() == (digest(stored), Content(len(CONTENT), blake3(CONTENT).hexdigest()))
     finally:
         path.unlink(missing_ok=True)
 
@@ -204,7 +205,7 @@ def test_a_small_archive_needs_no_thread(staged: Path, stored: bytes, key: FileK
         write(validation, stored)
         assert threading.active_count() == before
         file.sync()
-        assert validation.digests() == (digest(stored), digest(CONTENT))
+        assert validation.digests() == (digest(stored), Content(len(CONTENT), blake3(CONTENT).hexdigest()))
 
 
 # Damage

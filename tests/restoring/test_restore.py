@@ -210,8 +210,9 @@ def test_another_archive_made_with_the_same_key_is_found_out(vault: Vault, tmp_p
     assert os.listdir(vault.to) == []
 
 
-def test_another_content_than_was_recorded_is_found_out(vault: Vault) -> None:
-    vault.document["archive"]["tar_sha256"] = "0" * 64
+@pytest.mark.parametrize(("field", "other"), [("tar_blake3", "tar_sha256"), ("tar_sha256", "tar_blake3")])
+def test_another_content_than_was_recorded_is_found_out(field: str, other: str, vault: Vault) -> None:
+    vault.document["archive"] |= {field: "0" * 64, other: ""}
     with pytest.raises(RestoreFailed, match="decrypts to another content than was recorded"):
         vault.restore()
     assert os.listdir(vault.to) == []

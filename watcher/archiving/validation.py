@@ -16,7 +16,7 @@ from watcher.archiving.files import StagedFile, reading, sha256_of
 from watcher.archiving.readback import Readback
 from watcher.errors import Interrupted, ValidateFailed
 from watcher.job import Job, enough_threads
-from watcher.model import Digest
+from watcher.model import Content, Digest
 
 
 @contextmanager
@@ -50,7 +50,7 @@ class Validation:
         self._file, self._key, self._job, self._home = file, key, job, home
         self._readback = Readback(file, job, follows)
         self._thread: threading.Thread | None = None
-        self._digests: tuple[Digest, Digest] | None = None
+        self._digests: tuple[Digest, Content] | None = None
         self._error: Exception | None = None
 
     def write(self, data: bytes) -> None:
@@ -64,7 +64,7 @@ class Validation:
             with enough_threads():
                 self._thread.start()
 
-    def digests(self) -> tuple[Digest, Digest]:
+    def digests(self) -> tuple[Digest, Content]:
         """Return the digest of the file, which is on the disk now, and of what was in it.
 
         Raises ValidateFailed when it does not decrypt or is longer or shorter than what was written, NoSpace when the

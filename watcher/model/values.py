@@ -83,17 +83,25 @@ class Claim:
 
 @dataclass(frozen=True)
 class Digest:
-    """What a stream was: its length in bytes and its SHA-256 in hexadecimal."""
+    """What a stored file is: its length in bytes and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
 
 
 @dataclass(frozen=True)
+class Content:
+    """What tar's stream was: its length in bytes and its BLAKE3 in hexadecimal, for a third of SHA-256's time."""
+
+    size: int
+    blake3: str
+
+
+@dataclass(frozen=True)
 class TarReport:
     """What tar gave: its stream's digest, how many members, and its harmless warnings."""
 
-    stream: Digest
+    stream: Content
     members: int
     warnings: tuple[str, ...]
 
@@ -120,6 +128,7 @@ class EncryptedArchive:
 class Archive:
     """A finished archive as the run document's `archive` field has it.
 
+    `tar_blake3` is of what is in it; archives of earlier versions have `tar_sha256` instead, which is empty otherwise.
     `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready,
     `listing` the digest of what the run held, `top` the version of its top directory, and `excluded` how many entries
     tar_exclusions left out, those below a directory that was left out not counted.
@@ -140,6 +149,7 @@ class Archive:
     listing: str = ""
     top: str = ""
     excluded: int = 0
+    tar_blake3: str = ""
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""

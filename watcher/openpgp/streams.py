@@ -16,9 +16,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from blake3 import blake3
+
 from watcher.errors import EncryptFailed, ValidateFailed
 from watcher.job import Job, enough_threads
-from watcher.model import Digest
+from watcher.model import Content, Digest
 from watcher.openpgp.filekey import FileKey
 from watcher.openpgp.gpg import FORMAT, GPG, WITHOUT_KEYS, gpg_version, gpg_words, succeeded
 
@@ -53,14 +55,20 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
         raise EncryptFailed(f"gpg could not encrypt: {gpg_words(result)}")
 
 
-def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Digest]:
+def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Content]:
     """Decrypt the stored archive that `read` gives; return the digest of the file and of what was in it.
 
     Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled.
     """
-    plain = _Hash()
-    file = decrypt(read, key, plain.update, job, home)
-    return file, plain.digest
+    content, size = blake3(), 0
+
+    def write(data: bytes) -> None:
+        nonlocal size
+        content.update(data)
+        size += len(data)
+
+    file = decrypt(read, key, write, job, home)
+    return file, Content(size, content.hexdigest())
 
 
 def decrypt(
@@ -120,22 +128,6 @@ def _stream(
     return result
 
 
-class _Hash:
-    """SHA-256 and length of what goes through."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._size = 0
-
-    def update(self, data: bytes) -> None:
-        self._sha256.update(data)
-        self._size += len(data)
-
-    @property
-    def digest(self) -> Digest:
-        return Digest(self._size, self._sha256.hexdigest())
-
-
 class _Feed:
     """What python-gnupg's feeding thread reads from.
 
@@ -174,19 +166,21 @@ class DigestReader:
     def __init__(self, read: Callable[[int], bytes], job: Job) -> None:
         self._read = read
         self._job = job
-        self._hash = _Hash()
+        self._sha256 = hashlib.sha256()
+        self._size = 0
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes. Raises the job's reason once it is cancelled."""
         data = self._read(size)
-        self._hash.update(data)
+        self._sha256.update(data)
+        self._size += len(data)
         self._job.moved(len(data))
         return data
 
     @property
     def digest(self) -> Digest:
         """What has been read so far."""
-        return self._hash.digest
+        return Digest(self._size, self._sha256.hexdigest())
 
 
 class _Sink:

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
+from blake3 import blake3
+
 from watcher import journal, openpgp
 from watcher.archiving import ArchiveStore
 from watcher.errors import RestoreFailed, UnknownRun, WatcherError
@@ -121,14 +123,15 @@ def _extract(
         ) as tar,
     ):
         enlarge(tar.stdin)
-        file_digest, content = _feed(tar, guard, file, key, job, home)
+        hasher = blake3() if archive.tar_blake3 else hashlib.sha256()
+        file_digest = _feed(tar, guard, file, key, job, home, hasher.update)
         if _exit_status(tar) != 0:
             words.seek(0)
             lines = os.fsdecode(words.read()[-WORDS_BYTES:]).splitlines()
             raise RestoreFailed(f"tar could not extract: {'; '.join(line.removeprefix('tar: ') for line in lines)}")
     if file_digest != Digest(archive.size, archive.sha256):
         raise RestoreFailed(f"'{stored}' is not the archive that was recorded: its SHA-256 or size differs")
-    if content != archive.tar_sha256:
+    if hasher.hexdigest() != (archive.tar_blake3 or archive.tar_sha256):
         raise RestoreFailed(f"'{stored}' decrypts to another content than was recorded")
 
 
@@ -159,13 +162,19 @@ def _irregular(path: Path) -> RestoreFailed:
 
 
 def _feed(
-    tar: subprocess.Popen[bytes], guard: Guard, file: IO[bytes], key: openpgp.FileKey, job: Job, home: Path | None
-) -> tuple[Digest, str]:
-    """Decrypt `file` into tar, member by member; return the file's digest and the SHA-256 of what was in it.
+    tar: subprocess.Popen[bytes],
+    guard: Guard,
+    file: IO[bytes],
+    key: openpgp.FileKey,
+    job: Job,
+    home: Path | None,
+    saw: Callable[[bytes], object],
+) -> Digest:
+    """Decrypt `file` into tar, member by member; return the file's digest. `saw` is called with all that was in it.
 
     Raises RestoreFailed at the first member that tar must not see, and what `openpgp.decrypt` raises.
     """
-    pipe, content, deaf = tar.stdin, hashlib.sha256(), False
+    pipe, deaf = tar.stdin, False
     assert pipe is not None
 
     def hand_on(data: bytes | memoryview) -> None:
@@ -179,7 +188,7 @@ def _feed(
     walk = MemberWalk(guard.judge, hand_on)
 
     def write(chunk: bytes) -> None:
-        content.update(chunk)
+        saw(chunk)
         try:
             walk.feed(chunk)
         except MalformedArchive as error:
@@ -192,7 +201,7 @@ def _feed(
             pipe.close()
     if not deaf:
         walk.finish()
-    return file_digest, content.hexdigest()
+    return file_digest
 
 
 def _exit_status(child: subprocess.Popen[bytes]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -11,9 +10,11 @@ import threading
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from blake3 import blake3
+
 from watcher.errors import CannotRun, Incomplete, RunNotSettled, TarFailed
 from watcher.job import Job, enlarge, enough_threads, start_child
-from watcher.model import Digest, TarReport
+from watcher.model import Content, TarReport
 from watcher.process import tar_environment
 from watcher.source import Source, Stillness
 from watcher.tar.completeness import Completeness
@@ -42,7 +43,7 @@ class TarStream:
         self._completeness = Completeness(still, job.moved)
         self._members = MemberWalk(self._completeness.saw)
         self._malformed: MalformedArchive | None = None
-        self._sha256 = hashlib.sha256()
+        self._hash = blake3()
         self._size = 0
         self._process = job.start(
             tar_command(still.source, still.source.contents.tar_options(still.first, job.moved)),
@@ -78,7 +79,7 @@ class TarStream:
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes of the archive. Raises the job's reason once it is cancelled."""
         data = os.read(self._stdout.fileno(), size)
-        self._sha256.update(data)
+        self._hash.update(data)
         self._size += len(data)
         self._job.moved(len(data))
         self._walk(data)
@@ -106,7 +107,7 @@ class TarStream:
         except MalformedArchive as error:
             raise Incomplete(f"what tar gave cannot be understood: {self._malformed or error}") from error
         self._completeness.require()
-        stream = Digest(self._size, self._sha256.hexdigest())
+        stream = Content(self._size, self._hash.hexdigest())
         return TarReport(stream, self._completeness.members, tuple(self._messages.warnings))
 
 
