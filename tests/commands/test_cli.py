@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from couchdb_server import Database, free_port
 from machine import inotify_limit
-from sites import COMMAND, Site, keyring, make_key, wait_until
+from sites import COMMAND, Site, assert_same_tree, keyring, make_key, wait_until
 
+from watcher import openpgp
 from watcher.errors import NoSpace
 from watcher.model import Run
 
@@ -400,6 +401,23 @@ def test_why_the_watcher_does_not_start_is_in_its_log_file_too(site: Site) -> No
     site.configure(log_file=str(log), gpg_receiver="nobody@example.org")
     assert site.command().returncode == 3
     assert "CRITICAL gpg_receiver: no public key matches 'nobody@example.org'" in log.read_text()
+
+
+def test_ocb_is_archived_and_recorded_or_refused_before_anything_begins(site: Site) -> None:
+    site.complete(site.make_run())
+    site.configure(encryption="ocb")
+    done = site.command("once")
+    if tuple(map(int, openpgp.gpg_version(None).split(".")[:2])) < (2, 4):
+        assert done.returncode == 3
+        assert "encryption: gpg 2." in done.stderr
+        assert "does not write OCB; install GnuPG 2.4 or newer, or write mdc" in done.stderr
+        assert any("does not write OCB" in line for line in marked(site, "FAIL"))
+        return
+    assert done.returncode == 0, done.stderr
+    document = site.document()
+    assert document is not None
+    assert document["archive"]["encryption"] == "ocb"
+    assert_same_tree(site.sequencing / "sequencer_A" / "run_001", site.restore("run_001"))
 
 
 @pytest.mark.parametrize(("expires", "mark"), [("never", "ok"), ("10d", "warn"), ("60d", "ok")])

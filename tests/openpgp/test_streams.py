@@ -37,7 +37,7 @@ from watcher.errors import (
     WrapFailed,
 )
 from watcher.job import PIPE_BYTES, Job
-from watcher.model import Content, Digest, Run
+from watcher.model import Content, Digest, Encryption, Run
 from watcher.openpgp import FileKey, Recipient, streams
 
 CONTENT = os.urandom(3_000_000)
@@ -216,6 +216,55 @@ def test_an_archive_is_aes_256_with_integrity_protection_uncompressed_and_for_no
     assert "compressed packet" not in packets
     assert "pubkey enc packet" not in packets
     assert path.stat().st_size > 1_000_000
+
+
+def writes_ocb() -> bool:
+    """Say whether this machine's gpg writes OCB."""
+    return tuple(map(int, openpgp.gpg_version(None).split(".")[:2])) >= (2, 4)
+
+
+def test_ocb_is_written_where_gpg_can_and_refused_by_its_version_where_it_cannot(job: Job, home: Path) -> None:
+    if not writes_ocb():
+        with pytest.raises(CannotRun, match=r"encryption: gpg 2\.\d+\.\d+ does not write OCB; install GnuPG 2\.4"):
+            openpgp.require(Encryption.OCB, home)
+        return
+    openpgp.require(Encryption.OCB, home)
+    key, path, out = FileKey.generate(), home.parent / "ocb.gpg", io.BytesIO()
+    openpgp.encrypt(io.BytesIO(CONTENT), key, out.write, job, home, Encryption.OCB)
+    stored = out.getvalue()
+    path.write_bytes(stored)
+    packets = gpg(home, "--pinentry-mode", "loopback", "--passphrase-fd", "0", "--list-packets", str(path),
+                  data=key.reveal().encode() + b"\n").decode()  # fmt: skip
+    assert re.search(r"symkey enc packet: version 5, cipher 9, aead 2, ?s2k 3, hash 10", packets)
+    assert "aead encrypted packet: cipher=9 aead=2" in packets
+    assert "compressed packet" not in packets
+    file, plain = openpgp.validate(io.BytesIO(stored).read, key, job, home)
+    assert (file.size, plain) == (len(stored), Content(len(CONTENT), blake3(CONTENT).hexdigest()))
+    for place in (30, 1_000_000, -1):
+        damaged = bytearray(stored)
+        damaged[place] ^= 1
+        with pytest.raises(ValidateFailed):
+            openpgp.validate(io.BytesIO(bytes(damaged)).read, key, job, home)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [("2.2.40", True), ("2.3.8", True), ("2.4.0", False), ("2.5.3", False), ("3.0.1-beta9", False)],
+)
+def test_each_version_of_gpg_is_judged_by_what_it_writes(
+    version: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = tmp_path / "gpg"
+    words = f"gpg (GnuPG) {version}\ncfg:version:{version}\ncfg:pubkey:1\ncfg:cipher:9\ncfg:digest:10\ncfg:compress:0"
+    stand_in.write_text(f"#!/bin/sh\ncat <<'END'\n{words}\nEND\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    openpgp.require(Encryption.MDC, None)
+    if refused:
+        with pytest.raises(CannotRun, match=f"gpg {version} does not write OCB"):
+            openpgp.require(Encryption.OCB, None)
+    else:
+        openpgp.require(Encryption.OCB, None)
 
 
 def pipe_bytes(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from watcher.archiving.lease import Lease
 from watcher.archiving.publication import ArchiveStore
 from watcher.errors import Interrupted, NotTheRunsFault, RunNotSettled
 from watcher.job import Job
-from watcher.model import Claim, ValidationMode
+from watcher.model import Claim, Encryption, ValidationMode
 from watcher.source import Policy, Rules, Stillness
 from watcher.statusdb import StatusDB
 
@@ -33,6 +33,7 @@ class Settings:
     gnupg_home: Path | None = None
     rules: Rules = field(default_factory=Rules)
     policy: Policy = Policy.EXIT_CODE
+    encryption: Encryption = Encryption.MDC
     validation: ValidationMode = ValidationMode.FOLLOW
     minimum_free_space: int = 0
     retry_delay: float = 60.0

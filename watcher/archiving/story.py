@@ -56,15 +56,15 @@ def _archivable(attempt: Attempt) -> Stillness:
 
 def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> EncryptedArchive:
     """Stage the archive; prove that the file decrypts to what tar gave, and that the run stood still."""
-    job, home = attempt.job, attempt.parts.settings.gnupg_home
-    openpgp.find_recipient(attempt.parts.settings.receiver, home, job)  # before hours of work, not after
+    settings, job = attempt.parts.settings, attempt.job
+    home, mode = settings.gnupg_home, settings.validation
+    openpgp.find_recipient(settings.receiver, home, job)  # before hours of work, not after
     staged = attempt.parts.archive_store.staged_archive(attempt.name, attempt.claim.token)
     job.enter(Phase.ARCHIVING, job.size)
-    mode = attempt.parts.settings.validation
     follows = mode is not ValidationMode.AFTER
     with writing(staged) as file, validating(file, key, job, home, follows) as validation:
         with TarStream(still, job) as tar:
-            openpgp.encrypt(tar, key, job.on_storage(validation.write, staged), job, home)
+            openpgp.encrypt(tar, key, job.on_storage(validation.write, staged), job, home, settings.encryption)
             report = tar.report()
         version = file.finished()
         job.enter(Phase.VALIDATING, file.size)
@@ -99,6 +99,7 @@ def _wrap(attempt: Attempt, encrypted: EncryptedArchive, key: openpgp.FileKey, s
         sha256=encrypted.file.sha256,
         tar_sha256="",
         tar_blake3=encrypted.tar.stream.blake3,
+        encryption=str(settings.encryption),
         tar_size=encrypted.tar.stream.size,
         key_file=archive_store.final_key(attempt.name).name,
         key_sha256=key_sha256,

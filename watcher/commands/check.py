@@ -15,6 +15,7 @@ from watcher.commands.shared import config_path, counted, load, observations, pa
 from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
 from watcher.journal import printable
+from watcher.model import Encryption
 from watcher.process import low_limits
 from watcher.source import State, file_system_type
 from watcher.tar import tar_version
@@ -97,6 +98,7 @@ def _check_limits(config: Config) -> Iterator[Finding]:
 
 
 def _check_gpg(config: Config) -> Iterator[Finding]:
+    openpgp.require(Encryption(config.encryption), config.gnupg_home)
     yield Finding(GOOD, "gpg", openpgp.gpg_version(config.gnupg_home))
 
 

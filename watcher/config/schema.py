@@ -131,6 +131,8 @@ _Level = Annotated[
 
 _Policy = Literal["exit_code", "presence"]
 
+_Encryption = Literal["mdc", "ocb"]
+
 _Validation = Literal["follow", "after", "reread"]
 
 _Database = Annotated[str, _matching(_COUCHDB_NAME, "is not a CouchDB name; write a-z, then a-z 0-9 _$()+-/")]
@@ -218,6 +220,7 @@ class Config(_Section, frozen=True):
     network_rescan_interval: _Interval = Field(default=60.0, description="the same on a network file system")
     lease_seconds: _Lease = Field(default=300.0, description="unrenewed so long, a claim is open to others")
     sentinel_policy: _Policy = Field(default="exit_code", description="presence: codes do not matter")
+    encryption: _Encryption = Field(default="mdc", description="ocb: quicker, and fewer programs read it")
     validation: _Validation = Field(default="follow", description="when an archive is decrypted again")
     minimum_free_space: _Size = Field(default=ByteSize(1024**3), description="kept free in destination_path")
     retry_delay: _Duration = Field(default=60.0, description="before the second attempt; then doubled")

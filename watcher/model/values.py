@@ -106,6 +106,13 @@ class TarReport:
     warnings: tuple[str, ...]
 
 
+class Encryption(StrEnum):
+    """How the archive's content is kept from being changed: MDC (RFC 4880), or OCB, which GnuPG 2.4 and newer write."""
+
+    MDC = "mdc"
+    OCB = "ocb"
+
+
 class ValidationMode(StrEnum):
     """When an archive is decrypted again: while it is written, or after. REREAD: the first, then it is read again."""
 
@@ -150,6 +157,7 @@ class Archive:
     top: str = ""
     excluded: int = 0
     tar_blake3: str = ""
+    encryption: str = str(Encryption.MDC)
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""

@@ -7,9 +7,20 @@ validates, restoring decrypts; both get gpg's failures as errors of ours, with g
 from __future__ import annotations
 
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import gpg_version
+from watcher.openpgp.gpg import gpg_version, require
 from watcher.openpgp.keyring import find_recipient, unwrap, wrap
 from watcher.openpgp.recipient import Recipient
 from watcher.openpgp.streams import decrypt, encrypt, validate
 
-__all__ = ["FileKey", "Recipient", "decrypt", "encrypt", "find_recipient", "gpg_version", "unwrap", "validate", "wrap"]
+__all__ = [
+    "FileKey",
+    "Recipient",
+    "decrypt",
+    "encrypt",
+    "find_recipient",
+    "gpg_version",
+    "require",
+    "unwrap",
+    "validate",
+    "wrap",
+]

@@ -14,6 +14,7 @@ import gnupg
 
 from watcher.errors import CannotRun, RecipientUnusable
 from watcher.job import Job, enlarge, kill, start_child
+from watcher.model import Encryption
 from watcher.process import gpg_environment
 
 BUFFER_BYTES = 1 << 20
@@ -21,6 +22,9 @@ BUFFER_BYTES = 1 << 20
 
 WORDS_BYTES = 1000
 """An error has at most so many bytes of gpg's last words."""
+
+OCB_VERSION = (2, 4)
+"""GnuPG 2.3 had a form of it that was changed; since 2.4.0 it is this one."""
 
 KEYRING_SECONDS = 120.0
 """How long gpg may take to list keys or to wrap a file key. It waits while another process locks the keyring."""
@@ -33,13 +37,16 @@ _OPTIONS = (
 /etc/gnupg/gpg.conf, so its settings are taken back one by one. The agent must not keep the file key; names are UTF-8;
 and gpg must not bring its trust database up to date, for which it would wait as long as another process locks that."""
 
-FORMAT = ("--rfc4880", "--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65536")
-"""No OCB, which GnuPG 2.4 would choose by itself; of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
+_FORMAT = ("--compress-algo", "none", "--s2k-digest-algo", "SHA512", "--s2k-count", "65536")
+"""Of the digests for a passphrase not SHA-1, GnuPG 2.2's choice.
 
 Rounds make a weak passphrase costly to guess; 32 random bytes need none, so the count is the least that gpg takes by
 itself. Without one gpg asks its agent how quick this machine is, and fails where no agent can start: in a home that is
 full or read-only.
 """
+
+FORMATS = {Encryption.MDC: ("--rfc4880", *_FORMAT), Encryption.OCB: ("--gnupg", "--force-ocb", *_FORMAT)}
+"""The options for what gpg writes. GnuPG 2.4 chooses between the two by itself, unless it is told."""
 
 WITHOUT_KEYS = ("--no-keyring",)
 """For streams under a file key. gpg would lock the keyring, which fails in a home that is full or read-only."""
@@ -123,6 +130,14 @@ def gpg_version(home: Path | None) -> str:
     _known.clear()
     with closing(GPG(home)) as gpg:
         return ".".join(map(str, gpg.version or ("unknown",)))
+
+
+def require(encryption: Encryption, home: Path | None) -> None:
+    """Raise CannotRun if this gpg cannot write that."""
+    version = gpg_version(home)
+    major, minor, *_ = (int(number) if number.isdigit() else 0 for number in f"{version}.0".split("."))
+    if encryption is Encryption.OCB and (major, minor) < OCB_VERSION:
+        raise CannotRun(f"encryption: gpg {version} does not write OCB; install GnuPG 2.4 or newer, or write mdc")
 
 
 def _terminal() -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from watcher.errors import RecipientUnusable, WrapFailed
 from watcher.job import Job, enough_threads
+from watcher.model import Encryption
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import FORMAT, GPG, KEYRING_SECONDS, gpg_words, succeeded
+from watcher.openpgp.gpg import FORMATS, GPG, KEYRING_SECONDS, gpg_words, succeeded
 from watcher.openpgp.recipient import Recipient, choose, search_words
 
 _KEY = re.compile(rb"[0-9a-f]{64}")
@@ -32,7 +33,7 @@ def wrap(
     with closing(GPG(home, job, limit_seconds)) as gpg, enough_threads():
         result = gpg.encrypt(
             key.reveal().encode() + b"\n", recipient.for_gpg, armor=False, always_trust=True,
-            extra_args=["--cipher-algo", "AES256", *FORMAT],
+            extra_args=["--cipher-algo", "AES256", *FORMATS[Encryption.MDC]],
         )  # fmt: skip
     if job is not None:
         job.check()

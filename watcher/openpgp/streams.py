@@ -20,9 +20,9 @@ from blake3 import blake3
 
 from watcher.errors import EncryptFailed, ValidateFailed
 from watcher.job import Job, enough_threads
-from watcher.model import Content, Digest
+from watcher.model import Content, Digest, Encryption
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import FORMAT, GPG, WITHOUT_KEYS, gpg_version, gpg_words, succeeded
+from watcher.openpgp.gpg import FORMATS, GPG, WITHOUT_KEYS, gpg_version, gpg_words, succeeded
 
 FEED_SECONDS = 5.0
 """After gpg's end so long for the thread that fed it to come back from its last read."""
@@ -38,7 +38,14 @@ class Source(Protocol):
         """Return up to `size` bytes, and no bytes at the end."""
 
 
-def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job: Job, home: Path | None = None) -> None:
+def encrypt(
+    source: Source,
+    key: FileKey,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None = None,
+    encryption: Encryption = Encryption.MDC,
+) -> None:
     """Encrypt `source` to its end with `key`. `write` is called with each piece of gpg's output.
 
     Raises what `source.read` or `write` raised, the job's reason if it was cancelled, else EncryptFailed. A stream that
@@ -46,8 +53,9 @@ def encrypt(source: Source, key: FileKey, write: Callable[[bytes], object], job:
     """
 
     def run(gpg: GPG, feed: _Feed) -> Any:
+        options = [*FORMATS[encryption], *WITHOUT_KEYS]
         return gpg.encrypt_file(
-            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=[*FORMAT, *WITHOUT_KEYS]
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, extra_args=options
         )  # fmt: skip
 
     result = _stream(run, source, write, job, home, EncryptFailed("gpg ended before it had read the whole run"))

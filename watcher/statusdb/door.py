@@ -185,6 +185,7 @@ _ARCHIVE: Mapping[str, Check] = {
     "sha256": _is_text,
     "tar_sha256": _is_text,
     "tar_blake3": _is_text,
+    "encryption": _is_text,
     "tar_size": _is_number,
     "key_file": _is_text,
     "key_sha256": _is_text,

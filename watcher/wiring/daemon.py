@@ -9,14 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from watcher import archiving
+from watcher import archiving, openpgp
 from watcher.archiving import ArchiveStore, LeaseKeeper
 from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.daemon import Notifier, Parts, Service, Settings, lock_file, mark, watchdog_seconds
 from watcher.discovery import Observer, Places, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
 from watcher.metrics import Metrics
-from watcher.model import ValidationMode
+from watcher.model import Encryption, ValidationMode
 from watcher.process import low_limits
 from watcher.source import Policy, Rules
 from watcher.tar import tar_version
@@ -36,7 +36,11 @@ def refuse_unusable(config: Config) -> None:
     if problems := list(low_limits(config.max_concurrent_jobs)):
         raise ConfigError(problems)  # at such a limit the looks below fail with other words
     problems = list(check_paths(config))
-    looks: tuple[Callable[[], object], ...] = (tar_version, lambda: find_recipient(config))
+    looks: tuple[Callable[[], object], ...] = (
+        tar_version,
+        lambda: openpgp.require(Encryption(config.encryption), config.gnupg_home),
+        lambda: find_recipient(config),
+    )
     for look in looks:
         try:
             look()
@@ -89,6 +93,7 @@ def _worker_settings(config: Config) -> archiving.Settings:
         gnupg_home=config.gnupg_home,
         rules=_rules(config),
         policy=Policy(config.sentinel_policy),
+        encryption=Encryption(config.encryption),
         validation=ValidationMode(config.validation),
         minimum_free_space=config.minimum_free_space,
         retry_delay=config.retry_delay,
