@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n auto
 
-.PHONY: setup unit test lint slow chaos systemd picture ci
+.PHONY: setup unit test lint slow chaos interop systemd picture ci
 
 setup: ## a virtual environment with everything, and the hooks of git
 	python3 -m venv .venv
@@ -23,6 +23,9 @@ lint: ## style, types, layers
 
 slow chaos: ## minutes each; one test a core, since many look at times
 	$(PYTHON) -m pytest -n logical --dist worksteal -m "$@ and not systemd"
+
+interop: ## opens archives with other programs than GnuPG and GNU tar
+	$(PYTHON) -m pytest -m interop
 
 systemd: ## boots a container with a real systemd; as root
 	$(PYTHON) -m pytest -m systemd

@@ -5,8 +5,6 @@ sequence numbers are integers, no write is answered with 202, `_changes` ignores
 held back in a buffer unless the client asks for `Accept-Encoding: identity`.
 """
 
-import fcntl
-import os
 import shutil
 import socket
 import subprocess
@@ -17,9 +15,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import requests
+from npm import Unavailable, installed
 
 PACKAGE = Path(__file__).parent / "couchdb"
-INSTALL_SECONDS = 300  # npm, cold cache, slow network; 15 s on a two-core machine
 START_SECONDS = 60  # node needs under one second when idle; a loaded machine gets more
 STOP_SECONDS = 10
 POLL_SECONDS = 0.05
@@ -33,10 +31,6 @@ process.stdin.on('end', () => process.exit(0)).resume();
 process.on('uncaughtException', error => console.error(error));
 require(process.argv[1]);
 """
-
-
-class Unavailable(Exception):
-    """No server can be had on this machine; the text says why."""
 
 
 class Database(NamedTuple):
@@ -181,35 +175,5 @@ def free_port() -> int:
 
 
 def installed_program() -> Path:
-    """Return the server's script, installed with npm first when it is missing or older than the lock file.
-
-    Several test processes may ask at once; one installs, the others wait for it. Raises `Unavailable`.
-    """
-    if not shutil.which("node"):
-        raise Unavailable("there is no 'node' on the PATH; the tests' database server needs Node 18 or newer")
-    with open(PACKAGE / "package-lock.json") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_installed():
-            _install()
-    return PACKAGE / "node_modules/pouchdb-server/bin/pouchdb-server"
-
-
-def _is_installed() -> bool:
-    """npm writes this file last."""
-    installed = PACKAGE / "node_modules/.package-lock.json"
-    return installed.exists() and installed.stat().st_mtime >= (PACKAGE / "package-lock.json").stat().st_mtime
-
-
-def _install() -> None:
-    npm = shutil.which("npm")
-    if not npm:
-        raise Unavailable(f"{PACKAGE}/node_modules is missing, and no 'npm' on the PATH to install it")
-    limit = INSTALL_SECONDS
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    try:
-        subprocess.run(command, cwd=PACKAGE, check=True, capture_output=True, text=True, timeout=limit)
-    except subprocess.CalledProcessError as error:
-        raise Unavailable(f"'npm ci' in {PACKAGE} failed: {error.stderr[-2000:].strip()}") from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"'npm ci' in {PACKAGE} took more than {limit} s") from error
-    os.utime(PACKAGE / "node_modules/.package-lock.json")
+    """Return the server's script, installed with npm first when it is missing. Raises `Unavailable`."""
+    return installed(PACKAGE) / "pouchdb-server/bin/pouchdb-server"
