@@ -40,12 +40,18 @@ T = TypeVar("T")
 
 
 class Job:
-    """The work on one run, from its claim to the claim's end. `size` is the run's, in bytes."""
+    """The work on one run, from its claim to the claim's end. `size` is the run's, in bytes.
 
-    def __init__(self, run: Run, size: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    `prefix` are the words before each child's command: a program that starts it with another priority.
+    """
+
+    def __init__(
+        self, run: Run, size: int = 0, clock: Callable[[], float] = time.monotonic, prefix: Sequence[str] = ()
+    ) -> None:
         self.run = run
         self.size = size
         self._clock = clock
+        self._prefix = prefix
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._progress = Progress(Phase.CLAIMED)
@@ -62,7 +68,7 @@ class Job:
 
         It is made for another thread, and counts as waiting until that thread leaves its first `waiting`.
         """
-        second = Job(self.run, self.size, self._clock)
+        second = Job(self.run, self.size, self._clock, self._prefix)
         second.enter(Phase.VALIDATING)
         second._is_waiting = True
         with self._lock:
@@ -198,7 +204,7 @@ class Job:
         """Start a child that a cancel ends. Its own process group keeps a terminal's Ctrl+C from it."""
         with self._lock:
             self.check()
-            process = start_child(command, **options)
+            process = start_child((*self._prefix, *command), **options)
             self._children.add(process)
         return process
 

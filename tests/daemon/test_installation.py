@@ -27,6 +27,8 @@ SITE = """\
 statusdb:
   url: sqlite:///var/lib/dataflow-archive/status.db
 sequencing_path: /data/sequencing
+nice: 5
+io_class: idle
 destination_path: /data/archives
 gpg_receiver: ops@example.org
 minimum_free_space: 1 MB

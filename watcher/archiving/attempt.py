@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from watcher.archiving.lease import Lease
+from watcher.archiving.pace import Pace
 from watcher.archiving.publication import ArchiveStore
 from watcher.errors import Interrupted, NotTheRunsFault, RunNotSettled
 from watcher.job import Job
@@ -39,6 +40,8 @@ class Settings:
     retry_delay: float = 60.0
     settle_limit: float = 86400.0
     quiet_period: float = 0.0
+    bandwidth_limit: float | None = None
+    prefix: tuple[str, ...] = ()
 
 
 def growing_pauses() -> Iterator[float]:
@@ -54,6 +57,7 @@ class Parts:
     statusdb: StatusDB
     archive_store: ArchiveStore
     pauses: Callable[[], Iterator[float]] = growing_pauses
+    pace: Pace = field(default_factory=lambda: Pace(None))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from watcher import openpgp
 from watcher.archiving.adoption import adopted
 from watcher.archiving.attempt import Attempt
 from watcher.archiving.files import version_of, writing
+from watcher.archiving.pace import Paced
 from watcher.archiving.validation import reread, validating
 from watcher.errors import RunNotSettled, ValidateFailed
 from watcher.model import Archive, EncryptedArchive, Phase, ValidationMode
@@ -64,7 +65,8 @@ def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> Encryp
     follows = mode is not ValidationMode.AFTER
     with writing(staged) as file, validating(file, key, job, home, follows) as validation:
         with TarStream(still, job) as tar:
-            openpgp.encrypt(tar, key, job.on_storage(validation.write, staged), job, home, settings.encryption)
+            source = Paced(tar, attempt.parts.pace, job)
+            openpgp.encrypt(source, key, job.on_storage(validation.write, staged), job, home, settings.encryption)
             report = tar.report()
         version = file.finished()
         job.enter(Phase.VALIDATING, file.size)

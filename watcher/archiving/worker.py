@@ -10,6 +10,7 @@ from dataclasses import replace
 from watcher.archiving.attempt import Attempt, Parts, Settings, growing_pauses
 from watcher.archiving.endings import Outcome, carry_out
 from watcher.archiving.lease import LeaseKeeper
+from watcher.archiving.pace import Pace
 from watcher.archiving.publication import ArchiveStore
 from watcher.archiving.space import Space
 from watcher.errors import NoSpace, RunNotSettled, WatcherError
@@ -32,7 +33,7 @@ class Worker:
         leases: LeaseKeeper,
         pauses: Callable[[], Iterator[float]] = growing_pauses,
     ) -> None:
-        self._parts = Parts(settings, statusdb, archive_store, pauses)
+        self._parts = Parts(settings, statusdb, archive_store, pauses, Pace(settings.bandwidth_limit))
         self._space = Space(archive_store, settings.minimum_free_space)
         self._leases = leases
         self._is_closed = False
@@ -59,7 +60,8 @@ class Worker:
         if stale_rev is None and not is_ready(run, self._parts.settings.policy):
             return Outcome.NOT_READY
         with self._held(run) as still:
-            return self._work(document, Job(run, still.first.size if still else 0), still)
+            job = Job(run, still.first.size if still else 0, prefix=self._parts.settings.prefix)
+            return self._work(document, job, still)
 
     def _work(self, document: Document, job: Job, still: Stillness | None) -> Outcome:
         with ExitStack() as stack:

@@ -123,6 +123,12 @@ _Size = Annotated[ByteSize, _matching(_SIZE, "is not a size; write 500 MB or 10 
 
 _Jobs = Annotated[int, _matching("[1-9]|[1-5][0-9]|6[0-4]", "is not a whole number from 1 to 64")]
 
+_Nice = Annotated[int, _matching("1?[0-9]", "is not a whole number from 0 to 19")]
+
+_Rate = Annotated[ByteSize, _matching(rf"(?=0*[1-9]){_SIZE}", "is no number of bytes; write 200 MB or 1 GiB")]
+
+_IOClass = Literal["best-effort", "idle"]
+
 _Level = Annotated[
     Literal["DEBUG", "INFO", "WARN", "ERROR"],
     BeforeValidator(lambda level: level.upper().replace("WARNING", "WARN")),
@@ -218,6 +224,9 @@ class Config(_Section, frozen=True):
     max_concurrent_jobs: _Jobs = Field(default=2, description="runs worked on at once")
     rescan_interval: _Interval = Field(default=300.0, description="between full listings")
     network_rescan_interval: _Interval = Field(default=60.0, description="the same on a network file system")
+    nice: _Nice = Field(default=0, description="of tar and gpg, as nice(1) has it")
+    io_class: _IOClass | None = Field(default=None, description="of tar and gpg, as ionice(1) has it")
+    bandwidth_limit: _Rate | None = Field(default=None, description="bytes a second that all jobs read together")
     lease_seconds: _Lease = Field(default=300.0, description="unrenewed so long, a claim is open to others")
     sentinel_policy: _Policy = Field(default="exit_code", description="presence: codes do not matter")
     encryption: _Encryption = Field(default="mdc", description="ocb: quicker, and fewer programs read it")

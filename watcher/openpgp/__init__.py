@@ -10,11 +10,12 @@ from watcher.openpgp.filekey import FileKey
 from watcher.openpgp.gpg import gpg_version, require
 from watcher.openpgp.keyring import find_recipient, unwrap, wrap
 from watcher.openpgp.recipient import Recipient
-from watcher.openpgp.streams import decrypt, encrypt, validate
+from watcher.openpgp.streams import Source, decrypt, encrypt, validate
 
 __all__ = [
     "FileKey",
     "Recipient",
+    "Source",
     "decrypt",
     "encrypt",
     "find_recipient",

@@ -99,7 +99,16 @@ def _worker_settings(config: Config) -> archiving.Settings:
         retry_delay=config.retry_delay,
         settle_limit=config.settle_limit,
         quiet_period=config.quiet_period,
+        bandwidth_limit=config.bandwidth_limit,
+        prefix=_priority(config),
     )
+
+
+def _priority(config: Config) -> tuple[str, ...]:
+    """Return the words before a command that start it with the configured priorities: nice(1), ionice(1)."""
+    nice = ("nice", "-n", str(config.nice)) if config.nice else ()
+    io_class = ("ionice", "-c", config.io_class) if config.io_class else ()
+    return (*nice, *io_class)
 
 
 def _rules(config: Config) -> Rules:
