@@ -554,9 +554,8 @@ def test_an_unmounted_sequencing_path_is_watched_again_after_the_mount_with_what
         site.complete(site.make_run("run_002"))
         site.wait_for("run_002")
         site.complete(site.make_run("run_003", "sequencer_new"))
-        site.wait_for("run_003")
+        site.wait_for("run_003")  # by an event: the directory that is mounted now is watched
         assert daemon.stop() == 0
-        assert "the observer is started anew" in daemon.log
 
 
 def test_a_sequencing_path_that_is_removed_and_made_again_is_watched_again(site: Site) -> None:
