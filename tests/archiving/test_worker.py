@@ -988,6 +988,20 @@ def test_what_a_lost_claim_had_staged_is_gone_when_the_run_is_published(bench: B
     assert_restores(bench, run)
 
 
+def test_what_is_staged_too_late_is_removed_by_the_one_who_staged_it(bench: Bench) -> None:
+    run = bench.ready_run()
+    workers: list[Worker] = []
+
+    def others_finish_and_the_disk_gives_up() -> None:
+        assert bench.take_over(run) is Outcome.ENCRYPTED
+        workers[0].cancel(NoSpace("the disk hung, says the test"))
+
+    late = bench.with_archive_store("stage_manifest", others_finish_and_the_disk_gives_up)
+    workers.append(late.worker())
+    assert workers[0].work(run) is Outcome.LOST
+    assert_restores(bench, run)  # and nothing is staged
+
+
 # The proof, until the archive has its name
 
 

@@ -125,8 +125,7 @@ def _end(attempt: Attempt, write: Callable[[], object], outcome: Outcome) -> Out
     try:
         write()
     except ClaimLost as error:
-        logger.warning("stopped: %s", error, extra=attempt.extra)
-        return Outcome.LOST
+        return _lost(attempt, error)
     except NotTheRunsFault as error:
         # Whoever finds the claim stale takes the run over; an attempt more or less is all that is lost.
         logger.warning("the claim is left to expire: %s", error, extra=attempt.extra)
