@@ -12,13 +12,25 @@ from typing import Any
 from sites import Site
 
 from watcher.archiving import ArchiveStore, LeaseKeeper, Outcome, Settings, Worker
-from watcher.model import Document, Run
+from watcher.archiving.members import Members
+from watcher.model import Document, Run, TarReport
+from watcher.source import Stillness
 from watcher.statusdb import DocumentStore, StatusDB
+from watcher.tar import TarStream
 
 KILLED = 137
 """What a child process exits with that died in the middle of its work."""
 
 Action = Callable[[], object]
+
+
+def read_through(tar: TarStream, still: Stillness) -> tuple[bytes, TarReport, int]:
+    """Read tar's stream to its end; return it, tar's report, and how many members it has. Raises as both do."""
+    data, members = b"".join(iter(lambda: tar.read(1 << 16), b"")), Members(still, None)
+    report = tar.report()
+    members.feed(data, lambda _: None)
+    members.finish()
+    return data, report, members.count
 
 
 class Intercepted:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -28,6 +32,15 @@ PATIENCE_SECONDS = 120.0
 
 COMMAND = (str(Path(sys.executable).with_name("dataflow_archive")),)
 """The installed command."""
+
+
+def tar_script(*before: str, interpreter: str = "/bin/sh", after: str = 'exec REAL "$@"') -> str:
+    """Return a script to stand in for tar: it does `before` when it is to read a run, then `after`. REAL is GNU's tar.
+
+    Asked for its version, it does nothing else.
+    """
+    asked = 'if [ "$1" = --version ]; then exec REAL "$@"; fi'
+    return "\n".join((f"#!{interpreter}", asked, *before, after, "")).replace("REAL", str(shutil.which("tar")))
 
 
 def never_stop(seconds: float) -> bool:
@@ -248,6 +261,16 @@ class Site:
         (lane / "C1.cbcl").write_bytes(os.urandom(size))
         return run
 
+    def copied_to(self, root: Path) -> Site:
+        """Return a site that has copies of this one's archives, keys and documents, and no runs."""
+        site = Site(root, self.gnupg, self.recipient)
+        site.is_warm = self.is_warm
+        for source, target in ((self.archives, site.archives), (self.keys, site.keys)):
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        with closing(sqlite3.connect(self.database)) as own, closing(sqlite3.connect(site.database)) as copy:
+            own.backup(copy)
+        return site
+
     def complete(self, run: Path, content: str = "0\n") -> Path:
         """Drop the sentinel into a run."""
         (run / SENTINEL).write_text(content, encoding="ascii")
@@ -280,6 +303,24 @@ class Site:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, env=given, cwd=self.root, timeout=PATIENCE_SECONDS
         )
+
+    def on_terminal(self, *arguments: str) -> str:
+        """Run a command that succeeds, on a terminal of 100 columns; return all that it shows there."""
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 100))
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            try:
+                subprocess.run(
+                    [*COMMAND, "-c", str(self.config), *arguments], stdout=theirs, stderr=theirs, check=True,
+                    env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
+                )  # fmt: skip
+            finally:
+                os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # EIO: nobody has the other end open
+                while data := terminal.read(1 << 16):
+                    shown += data
+        return shown.decode()
 
     def _may_be_warm(self, environment: Mapping[str, str]) -> bool:
         return self.is_warm and not any(name.startswith(AT_START) for name in environment)
@@ -331,6 +372,12 @@ class Site:
         environment = {**self.environment, **{key: str(value) for key, value in variables.items()}}
         subprocess.run(["bash", "-o", "pipefail", "-c", RESTORE], env=environment, check=True, capture_output=True)
         return to / name
+
+    def remove_published(self, name: str = "run_001") -> None:
+        """Remove a run's archive, manifest and wrapped key."""
+        for directory in (self.archives, self.keys):
+            for path in directory.glob(f"{name}.*"):
+                path.unlink()
 
     def staged_files(self) -> list[Path]:
         """Return staged files, which nothing should leave behind."""

@@ -9,7 +9,8 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, FrozenInstanceError, asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, SecretStr, ValidationError
 
 from watcher import config
 from watcher.config import Config
 from watcher.config.schema import StatusDBConfig
+from watcher.config.values import Secret
 from watcher.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -78,6 +79,7 @@ DEFAULTS = {
     "io_class": None,
     "bandwidth_limit": None,
     "encryption": "mdc",
+    "manifest": "encrypted",
     "validation": "follow",
     "minimum_free_space": 1024**3,
     "retry_delay": 60.0,
@@ -121,6 +123,14 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+name_of = attrgetter("name")
+
+
+def is_required(key: Field[Any]) -> bool:
+    """Say whether a key has no default."""
+    return key.default is MISSING and key.default_factory is MISSING
+
+
 def with_line(line: str) -> str:
     """Return a config of what is required, in which `line` sets the key that it names."""
     key = line.partition(":")[0]
@@ -139,7 +149,7 @@ def with_statusdb(*lines: str) -> str:
 def test_the_file_of_an_existing_site_loads_unchanged(files: Files) -> None:
     loaded = files.load(EXISTING_SITE)
     assert loaded.statusdb == StatusDBConfig(
-        url="couch.example.org", username="myuser", password=SecretStr(HIDDEN), database="archiving_status"
+        url="couch.example.org", username="myuser", password=Secret(HIDDEN), database="archiving_status"
     )
     assert loaded.sequencing_path == Path("/data/sequencing")
     assert loaded.destination_path == Path("/data/archives")
@@ -153,7 +163,7 @@ def test_the_file_of_an_existing_site_loads_unchanged(files: Files) -> None:
 def test_four_keys_are_enough_and_the_others_have_their_defaults(files: Files) -> None:
     loaded = files.load(REQUIRED)
     assert {key: getattr(loaded, key) for key in DEFAULTS} == DEFAULTS
-    assert set(DEFAULTS) == {key for key, field in Config.model_fields.items() if not field.is_required()}
+    assert set(DEFAULTS) == {each.name for each in fields(Config) if not is_required(each)}
 
 
 def test_statusdb_needs_only_a_url_and_then_does_not_authenticate(files: Files) -> None:
@@ -219,7 +229,7 @@ def test_names_and_passwords_are_taken_as_written_whatever_yaml_would_make_of_th
     text = with_statusdb("url: couch.example.org", "username: no", "password: 0123") + "ignore: [off, 1_000, 012]\n"
     loaded = files.load(text)
     assert loaded.ignore == ("off", "1_000", "012")
-    assert loaded.statusdb.password == SecretStr("0123")
+    assert loaded.statusdb.password == Secret("0123")
     assert loaded.statusdb.username == "no"
 
 
@@ -251,20 +261,10 @@ def test_what_follows_sqlite_is_an_absolute_path(files: Files, path: str) -> Non
 
 def test_a_config_cannot_be_changed(files: Files) -> None:
     loaded = files.load(REQUIRED)
-    with pytest.raises(ValidationError):
+    with pytest.raises(FrozenInstanceError):
         loaded.log_level = "DEBUG"  # type: ignore[misc]
-    with pytest.raises(ValidationError):
+    with pytest.raises(FrozenInstanceError):
         loaded.statusdb.url = "elsewhere"  # type: ignore[misc]
-
-
-def test_a_config_made_in_code_is_held_to_the_same_rules() -> None:
-    with pytest.raises(ValidationError):
-        Config(
-            statusdb=StatusDBConfig(url="couch.example.org"),
-            sequencing_path=Path("relative"),
-            destination_path=Path("/data/archives"),
-            gpg_receiver="ops@example.org",
-        )
 
 
 # Which file
@@ -518,17 +518,17 @@ def with_user(*lines: str) -> str:
 def test_a_password_file_gives_its_first_line_alone(files: Files, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(f" {HIDDEN} \r\nanother line\n", encoding="utf-8", newline="")
     loaded = files.load(with_user(f"password_file: {tmp_path}/secret"))
-    assert loaded.statusdb.password == SecretStr(f" {HIDDEN} ")
+    assert loaded.statusdb.password == Secret(f" {HIDDEN} ")
 
 
 def test_the_systemd_credential_is_used_when_the_file_gives_no_password(files: Files, tmp_path: Path) -> None:
     (tmp_path / "statusdb_password").write_text(f"{HIDDEN}\n", encoding="utf-8")
-    assert files.load(with_user(), credentials=tmp_path).statusdb.password == SecretStr(HIDDEN)
+    assert files.load(with_user(), credentials=tmp_path).statusdb.password == Secret(HIDDEN)
 
 
 def test_a_password_in_the_file_comes_before_the_systemd_credential(files: Files, tmp_path: Path) -> None:
     (tmp_path / "statusdb_password").write_text("of systemd\n", encoding="utf-8")
-    assert files.load(with_user("password: own"), credentials=tmp_path).statusdb.password == SecretStr("own")
+    assert files.load(with_user("password: own"), credentials=tmp_path).statusdb.password == Secret("own")
 
 
 def test_a_systemd_credential_without_a_username_is_not_used(files: Files, tmp_path: Path) -> None:
@@ -603,15 +603,9 @@ def test_a_config_in_text_form_holds_no_password(files: Files, tmp_path: Path) -
     (tmp_path / "secret").write_text(HIDDEN, encoding="utf-8")
     for text in (EXISTING_SITE, with_user(f"password_file: {tmp_path}/secret")):
         loaded = files.load(text)
-        assert loaded.statusdb.password == SecretStr(HIDDEN)
-        for form in (repr(loaded), str(loaded), f"{loaded.statusdb}", loaded.model_dump_json()):
+        assert loaded.statusdb.password == Secret(HIDDEN)
+        for form in (repr(loaded), str(loaded), f"{loaded.statusdb}", str(asdict(loaded))):
             assert HIDDEN not in form
-
-
-def test_a_refusal_of_values_given_in_code_holds_no_password() -> None:
-    with pytest.raises(ValidationError) as caught:
-        StatusDBConfig(url=f"user:{HIDDEN}@couch")
-    assert HIDDEN not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -678,8 +672,8 @@ def test_any_text_is_a_config_or_refused(module_files: Files, text: str) -> None
 
 @pytest.mark.slow  # 5 s, most of it PyYAML's
 @given(
-    values=st.dictionaries(st.sampled_from([*Config.model_fields, "other"]), VALUES),
-    statusdb=st.dictionaries(st.sampled_from([*StatusDBConfig.model_fields, "other"]), VALUES),
+    values=st.dictionaries(st.sampled_from([*map(name_of, fields(Config)), "other"]), VALUES),
+    statusdb=st.dictionaries(st.sampled_from([*map(name_of, fields(StatusDBConfig)), "other"]), VALUES),
 )
 @settings(max_examples=200, deadline=None)
 def test_any_values_are_a_config_or_refused_without_the_password(
@@ -708,19 +702,19 @@ def test_the_sample_documents_the_defaults_of_the_code(files: Files) -> None:
 
 
 @pytest.mark.parametrize(("section", "model"), [("", Config), ("statusdb", StatusDBConfig)])
-def test_the_sample_has_every_key_and_a_value_for_each_default(section: str, model: type[BaseModel]) -> None:
+def test_the_sample_has_every_key_and_a_value_for_each_default(section: str, model: type[Any]) -> None:
     written = yaml.load(sample_with_its_defaults(), yaml.BaseLoader)
     keys = written[section] if section else written
-    assert set(keys) == set(model.model_fields)
+    assert set(keys) == {each.name for each in fields(model)}
     without_value = {key for key, value in keys.items() if value == ""}
     assert without_value - {"worker_id"} == {
-        key for key, field in model.model_fields.items() if not field.is_required() and field.default is None
+        each.name for each in fields(model) if not is_required(each) and each.default in (None, MISSING)
     } - {"worker_id"}
 
 
 def test_the_sample_leaves_the_required_keys_in_force() -> None:
     live = yaml.safe_load(SAMPLE.read_text(encoding="utf-8"))
-    assert set(live) == {key for key, field in Config.model_fields.items() if field.is_required()}
+    assert set(live) == {each.name for each in fields(Config) if is_required(each)}
     assert set(live["statusdb"]) == {"url"}
 
 

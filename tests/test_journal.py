@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sites import PATIENCE_SECONDS
 
-from watcher.journal import IDENTIFIER, JournalHandler, OneLine, printable
+from watcher.journal import IDENTIFIER, JournalHandler, OneLine
+from watcher.text import printable
 
 EVIL = "run\n2026-04-28T10:00:00.000Z ERROR forged\r\x1b[31m\x1b]0;title\x07\x00\u202e\u2028\x85"
 FORGED = re.compile(r"^\S*Z? ?ERROR forged", re.MULTILINE)

@@ -62,7 +62,7 @@ def test_with_a_wide_umask_nobody_else_may_read_or_write(with_run: Site) -> None
     assert under(with_run, "os.umask(0)", "once").returncode == 0
     modes = {path.suffixes[-2]: stat.S_IMODE(path.stat().st_mode) for path in with_run.archives.glob("run_*")}
     modes |= {path.suffixes[-2]: stat.S_IMODE(path.stat().st_mode) for path in with_run.keys.glob("run_*")}
-    assert modes == {".tar": 0o640, ".key": 0o600}
+    assert modes == {".tar": 0o640, ".gz": 0o640, ".key": 0o600}
     assert stat.S_IMODE(with_run.database.stat().st_mode) & 0o027 == 0
     [lock] = with_run.archives.glob(".*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600

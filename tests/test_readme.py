@@ -2,6 +2,7 @@
 
 import re
 import socket
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from watcher import config, errors
 from watcher.commands.demo import RESTORE
+from watcher.commands.parser import COMMANDS
 from watcher.config import Config
 from watcher.config.schema import StatusDBConfig
 from watcher.model import Status
@@ -72,7 +74,7 @@ def test_every_kind_of_last_error_is_one_of_ours_and_says_whether_it_counts() ->
 
 def test_every_key_of_the_configuration_has_its_row() -> None:
     described = {name for row in table("key | default") for name in names(row[0])}
-    keys = {name for name in Config.model_fields if name != "statusdb"}
+    keys = {each.name for each in fields(Config) if each.name != "statusdb"}
     statusdb = {
         "statusdb.url",
         "statusdb.username",
@@ -82,7 +84,9 @@ def test_every_key_of_the_configuration_has_its_row() -> None:
         "statusdb.ca_file",
     }
     assert described == keys | statusdb
-    assert {name.removeprefix("statusdb").removeprefix(".") for name in statusdb} == set(StatusDBConfig.model_fields)
+    assert {name.removeprefix("statusdb").removeprefix(".") for name in statusdb} == {
+        each.name for each in fields(StatusDBConfig)
+    }
 
 
 DESCRIBED = {
@@ -90,7 +94,7 @@ DESCRIBED = {
     "the system's": None,
     "gpg's own": None,
     "the host's name": socket.gethostname(),
-    "rsync's and others' temporary names": Config.model_fields["transfer_names"].default,
+    "rsync's and others' temporary names": Config.transfer_names,
     "the transfer's own logs": (".metadata_rsync_exitcode", "rsync*.log", "*.rsync.log", "transfer*.log"),
 }
 """Defaults that the table has words for, or no words."""
@@ -108,8 +112,10 @@ def described_defaults() -> dict[str, str]:
 def real_default(key: str) -> Any:
     """Return the code's default for a key; None for one that must be given."""
     section, _, name = key.rpartition(".")
-    field = (StatusDBConfig if section else Config).model_fields[name]
-    return None if field.is_required() else field.get_default(call_default_factory=True)
+    key = next(each for each in fields(StatusDBConfig if section else Config) if each.name == name)
+    if key.default_factory is not MISSING:
+        return key.default_factory()
+    return None if key.default is MISSING else key.default
 
 
 @pytest.mark.parametrize(("key", "cell"), described_defaults().items(), ids=described_defaults())
@@ -145,16 +151,29 @@ def test_the_minimal_configuration_is_one(tmp_path: Path) -> None:
     assert config.load(file, {}).gpg_receiver == "ops@example.org"
 
 
-def test_every_link_between_the_pages_leads_somewhere() -> None:
-    pages = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
-    assert links
-    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
-
-
 def test_the_sentinel_that_is_dropped_is_the_one_that_is_awaited() -> None:
     command, path = block("drop").split()
     directories = yaml.safe_load(block("minimal"))
     assert command == "touch"
     assert Path(path).name == SENTINEL
     assert Path(path).parent.parent.parent == Path(directories["sequencing_path"])
+
+
+def test_every_command_has_its_row() -> None:
+    rows = [row[0].strip("`").split()[1:2] for row in table("command | what it does")]
+    assert [name for words in rows for name in words] == [command.name for command in COMMANDS]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, place = target.partition("#")
+        other = (page.parent / path) if path else page
+        assert other.exists(), target
+        assert not place or place in anchors(other), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return where a link into a page may lead: its headings, as code hosts name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

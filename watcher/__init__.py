@@ -7,7 +7,8 @@ The road of a run, folder by folder:
 - `archiving` claims it, holds its directory (`source`), packs and encrypts it (`tar`, `openpgp`), proves the archive,
   and publishes it.
 - `statusdb` keeps the run's document, and the claim. `model` says what may happen to a run.
-- `restoring` brings an archived run back. `commands` are what an operator types.
+- `stored` opens an archived run's files again, `verifying` compares them, and `restoring` brings the run back.
+  `commands` are what an operator types.
 
 Imports point down, folder by folder. Each folder's `__init__` says what it promises, and exports what others use.
 
@@ -15,7 +16,7 @@ What we promise:
 
 - A run whose sentinel is ready ends `encrypted` or `failed`, whatever events were lost.
 - `encrypted` means: the archive and the wrapped key are on the disk under their final names, belong together, and were
-  proven. The stored file was decrypted, and gave what tar gave; tar gave what the run held; the run stood still.
+  proven. The stored file was decrypted, and gave what tar gave; that is what the run held; the run stood still.
 - The file key is never on a disk, in a command line, in an environment, in a log or in the database.
 - One worker's result counts for a run, though workers stall, die, and wake up late.
 - A final name never shows a partial file. Nothing is removed but staged files of ours. A run is only read.

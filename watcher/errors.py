@@ -50,6 +50,14 @@ class UnknownRun(WatcherError):
     """A command named a run that the status database does not have, or not in the state it needs."""
 
 
+class NotAsRecorded(WatcherError):
+    """A stored file of an archived run is missing, or is not the one that the run's document names."""
+
+
+class StoreAway(WatcherError):
+    """The directory of the archives or of the keys is missing or empty, so nothing can be said of an archive."""
+
+
 class RestoreFailed(WatcherError):
     """An archive could not be restored; nothing that stood at the destination was touched."""
 
@@ -67,7 +75,7 @@ class StatusDBRefused(StatusDBUnavailable):
 
 
 class NoSpace(NotTheRunsFault):
-    """The destination cannot take the archive: full, over quota, read-only or failing."""
+    """The disk of the archives or keys does not do its part: full, read-only, failing, hanging, or not mounted."""
 
 
 class RunNotSettled(NotTheRunsFault):

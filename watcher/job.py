@@ -55,12 +55,14 @@ class Job:
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._progress = Progress(Phase.CLAIMED)
-        self._moved_at = self._looked_at = clock()
+        self._moved_at = self._looked_at = self._entered_at = clock()
         self._storage: Path | None = None
         self._is_waiting = False
         self._reason: WatcherError | None = None
         self._second: Job | None = None
         self.cancelled = threading.Event()
+        self.on_enter: Callable[[], object] = lambda: None
+        """Called when a phase has begun."""
 
     @contextmanager
     def second_pass(self) -> Iterator[Job]:
@@ -91,6 +93,11 @@ class Job:
         return replace(progress, bytes_done=done, bytes_validated=validated)
 
     @property
+    def seconds_in_phase(self) -> float:
+        """How long the phase has lasted."""
+        return self._clock() - self._entered_at
+
+    @property
     def bytes_to_come(self) -> int:
         """How much this job will still write to the destination."""
         progress = self._progress
@@ -101,8 +108,10 @@ class Job:
     def enter(self, phase: Phase, bytes_total: int = 0) -> None:
         """Begin a phase in which `bytes_total` bytes are expected. Raises the reason if cancelled."""
         self.check()
-        self._moved_at = self._clock()  # before the phase: a stall check must not see a new phase with an old time
+        # Before the phase: a stall check must not see a new phase with an old time.
+        self._moved_at = self._entered_at = self._clock()
         self._progress = Progress(phase, 0, bytes_total)
+        self.on_enter()
 
     def moved(self, count: int) -> None:
         """Note `count` more bytes. Raises the reason if cancelled."""

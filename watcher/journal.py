@@ -15,6 +15,7 @@ from typing import Any
 from logging_journald import JournaldTransport, check_journal_stream
 
 from watcher.errors import ConfigError, remedy
+from watcher.text import printable
 
 IDENTIFIER = "dataflow_archive"
 
@@ -115,9 +116,3 @@ def _journal() -> JournalHandler | None:
 def _text(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(OneLine(FORMAT))
     return handler
-
-
-def printable(text: str) -> str:
-    """Return the text with everything escaped that would move the cursor, break the line or is no UTF-8."""
-    plain = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -62,6 +63,18 @@ def low_limits(jobs: int) -> Iterator[str]:
                 f"limit RLIMIT_{name} ({what}) is {value}, and {why}; "
                 f"raise it: ulimit {option} {enough}, or Limit{name}={setting} in the unit"
             )
+
+
+ProgramFile = tuple[str, int, int, int]
+
+
+def program_file(name: str) -> ProgramFile | None:
+    """Return what tells a program's file from any other, and from a later one; None if there is none on the PATH."""
+    try:
+        status = os.stat(path := shutil.which(name) or "")
+    except OSError:
+        return None
+    return path, status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def tar_environment() -> dict[str, str]:

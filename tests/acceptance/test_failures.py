@@ -68,7 +68,7 @@ def test_a_run_that_vanishes_before_it_is_claimed_is_skipped(site: Site, gate: G
         f"registered '{gone}', noticed by event",
         f"'{gone}' is not archived: it is gone itself",
     ]
-    assert {path.name for path in site.archives.glob("*.gpg")} == {"run_001.tar.gpg", "run_003.tar.gpg"}
+    assert {path.name for path in site.archives.glob("*.tar.gpg")} == {"run_001.tar.gpg", "run_003.tar.gpg"}
     assert "its directory is not on this host" in site.command("status").stdout
 
 

@@ -123,7 +123,7 @@ def test_a_file_key_goes_to_pipes_and_nowhere_else(site: Site) -> None:
     site.complete(site.make_run(size=1000))
     trace = given_away(site.once(), site.root / "trace", env=site.environment)
     to_gpg, elsewhere = calls_with(trace, unwrapped(site, "run_001"))
-    assert len(to_gpg) == 3, "the trace shows it on its way to gpg: to encrypt, to validate, and to be wrapped"
+    assert len(to_gpg) == 5, "on its way to gpg: to encrypt and to validate archive and manifest, and to be wrapped"
     assert elsewhere == []
 
 

@@ -270,6 +270,22 @@ def test_all_leases_are_renewed_a_fifth_of_a_lease_apart(bench: Bench) -> None:
         assert bench.document() == lease.document
 
 
+def test_a_phase_that_a_job_has_entered_is_written_once(bench: Bench) -> None:
+    with bench.keeper.hold(bench.claim(), bench.job):
+        bench.keeper.renew_entered()
+        assert bench.store.writes == 1, "that of the claim"
+        assert not bench.keeper.rest(0)
+        bench.job.enter(Phase.ARCHIVING)
+        assert bench.keeper.rest(1000)
+        for _ in range(2):
+            bench.keeper.renew_entered()
+            assert bench.document()["claim"]["phase"] == "archiving"
+        assert bench.store.writes == 2
+        bench.keeper.wake()
+        assert bench.keeper.rest(1000)
+        assert not bench.keeper.rest(0)
+
+
 def test_a_lease_is_kept_only_while_it_is_held(bench: Bench) -> None:
     with bench.keeper.hold(bench.claim(), bench.job):
         assert bench.keeper.jobs() == [bench.job]

@@ -21,7 +21,7 @@ from watcher.errors import Interrupted, StatusDBUnavailable
 from watcher.model import Document, Run
 from watcher.source import SENTINEL, Rules
 
-TRANSFERS = Config.model_fields["transfer_names"].get_default(call_default_factory=True)
+TRANSFERS = Config.transfer_names
 RULES = Rules(tolerated=(SENTINEL, "rsync*.log"), transfers=TRANSFERS)
 QUIET_SECONDS = 1.0
 CLOCK_SECONDS = 0.01
@@ -99,7 +99,7 @@ Moment = Callable[[Bench, Callable[[], object]], Bench]
 MOMENTS: dict[str, Moment] = {
     "before tar starts": lambda bench, change: bench.with_archive_store("staged_archive", change, after=True),
     "once the archive is proven": lambda bench, change: bench.with_archive_store("stage_key", change),
-    "once it has its manifest": lambda bench, change: bench.with_archive_store("stage_manifest", change, after=True),
+    "once it has its receipt": lambda bench, change: bench.with_archive_store("stage_receipt", change, after=True),
 }
 
 
@@ -189,7 +189,7 @@ def test_a_change_in_the_quiet_period_is_seen_at_its_end(bench: Bench, caplog: p
     caplog.set_level("INFO")
     run = bench.ready_run()
     changed = bench.other(quiet_period=QUIET_SECONDS).with_archive_store(
-        "stage_manifest", (run.path / "late").touch, after=True
+        "stage_receipt", (run.path / "late").touch, after=True
     )
     assert changed.work(run) is Outcome.RELEASED
     assert waiting_is_told(caplog)

@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from sites import children, keyring, wait_until
 from watcher import openpgp
 from watcher.archiving.files import StagedFile, version_of, writing
 from watcher.archiving.pagecache import drop, is_cached
-from watcher.archiving.readback import Readback
+from watcher.archiving.readback import DROP_PAUSES_SECONDS, Readback
 from watcher.archiving.validation import Validation, reread, validating
 from watcher.errors import Interrupted, NoSpace, Stalled, ValidateFailed
 from watcher.job import Job
@@ -76,8 +77,12 @@ def lets_go(place: Path) -> bool:
     with tempfile.TemporaryFile(dir=place) as probe:
         probe.write(bytes(MIB))
         probe.flush()
-        drop(probe.fileno(), 0, MIB)
-        return not is_cached(probe.fileno(), MIB // 2)
+        for pause in DROP_PAUSES_SECONDS:
+            time.sleep(pause)
+            drop(probe.fileno(), 0, MIB)
+            if not is_cached(probe.fileno(), MIB // 2):
+                return True
+    return False
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sites import PATIENCE_SECONDS, Site, assert_same_tree, gpg, keyring, wait_u
 
 from watcher.archiving import LeaseKeeper, Outcome, Worker, growing_pauses
 from watcher.errors import ClaimLost, Interrupted, NoSpace, Stalled, StatusDBUnavailable
-from watcher.model import Archive, Document, Run, ValidationMode
+from watcher.model import KEY_SUFFIX, MANIFEST_SUFFIX, Archive, Document, Run, ValidationMode
 from watcher.source import SENTINEL
 
 AWAY = StatusDBUnavailable("the database is away, says the test")
@@ -56,7 +56,10 @@ def staged_token(bench: Bench, run: Run) -> str:
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put a script before a program of that name on the PATH; `REAL` in it is the program itself."""
+    """Put a script before a program of that name on the PATH; `REAL` in it is the program itself.
+
+    It does not stand in where tar is asked for its version.
+    """
     directory = tmp_path / "bin"
     directory.mkdir()
     original = os.environ["PATH"]
@@ -64,7 +67,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     def put(name: str, script: str) -> None:
         real = shutil.which(name, path=original)
         path = directory / name
-        path.write_text("#!/bin/bash\n" + script.replace("REAL", str(real)), encoding="ascii")
+        asked = 'if [ "$1" = --version ]; then exec REAL "$@"; fi\n' if name == "tar" else ""
+        path.write_text("#!/bin/bash\n" + (asked + script).replace("REAL", str(real)), encoding="ascii")
         path.chmod(0o755)
 
     monkeypatch.setenv("PATH", f"{directory}:{original}")
@@ -225,7 +229,7 @@ def test_a_disk_that_takes_no_more_costs_no_attempt(bench: Bench) -> None:
     assert_restores(bench, run)
 
 
-@pytest.mark.parametrize("step", ["stage_key", "stage_manifest", "publish"])
+@pytest.mark.parametrize("step", ["stage_key", "stage_receipt", "publish"])
 def test_a_finished_archive_waits_for_a_disk_that_fails_at_its_last_steps(bench: Bench, step: str) -> None:
     run = bench.ready_run()
     assert bench.with_archive_store(step, always(NoSpace("no room, says the test"))).work(run) is Outcome.ENCRYPTED
@@ -275,7 +279,7 @@ def test_the_record_waits_with_growing_pauses_however_long_the_database_is_away(
 
     away = replace(bench, make_store=lambda: _EveryPut(bench.make_store(), away_once_it_is_published))
     assert replace(away, pauses=pauses).work(run) is Outcome.ENCRYPTED
-    record = waited[-(40 - 3) :]  # wrap, manifest and publication had one try each
+    record = waited[-(40 - 3) :]  # wrap, receipt and publication had one try each
     assert record == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0] + [60.0] * 31
     assert bench.document(run)["failure_count"] == 0
     assert_restores(bench, run)
@@ -296,7 +300,7 @@ class _EveryPut:
         return self._real.put(document)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["staged_archive", "stage_key", "stage_manifest"])
+@pytest.mark.parametrize("method", ["staged_archive", "stage_key", "stage_receipt"])
 def test_a_cancelled_run_is_given_back_at_once_and_costs_nothing(bench: Bench, method: str) -> None:
     run = bench.ready_run()
     workers: list[Worker] = []
@@ -572,7 +576,7 @@ def test_an_archive_that_a_foreign_file_keeps_out_is_published_once_that_is_gone
 # Lost claims
 
 
-@pytest.mark.parametrize("method", ["refuse_foreign", "staged_archive", "stage_key", "stage_manifest", "publish"])
+@pytest.mark.parametrize("method", ["refuse_foreign", "staged_archive", "stage_key", "stage_receipt", "publish"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_whoever_loses_the_claim_changes_nothing_of_what_the_other_published(
     bench: Bench, method: str, after: bool
@@ -627,7 +631,7 @@ def test_a_late_waker_leaves_the_files_of_its_successor_alone(bench: Bench) -> N
             assert is_about_to_publish.wait(PATIENCE_SECONDS)
 
         assert (
-            second.with_archive_store("manifests", third_takes_over).work(run, bench.document(run)["_rev"])
+            second.with_archive_store("receipts", third_takes_over).work(run, bench.document(run)["_rev"])
             is Outcome.LOST
         )
         second_has_ended.set()
@@ -641,11 +645,11 @@ def test_a_worker_that_falls_asleep_at_its_claim_leaves_the_files_of_its_success
     left: list[Path] = []
 
     def sleep() -> None:
-        bench.other(worker_id="worker_2").with_archive_store("stage_manifest", die).dies(run, stale=True)
+        bench.other(worker_id="worker_2").with_archive_store("stage_receipt", die).dies(run, stale=True)
         left.extend(bench.site.staged_files())
 
     assert bench.with_store("put", sleep, after=True).work(run) is Outcome.LOST
-    assert len(left) == 2
+    assert len(left) == 3
     assert set(left) <= set(bench.site.staged_files())
 
 
@@ -735,8 +739,8 @@ def nothing_more(_bench: Bench, _run: Run) -> None:
 Intercept = Callable[[Bench], Bench]
 
 CRASHES: dict[str, tuple[Intercept, Callable[[Bench, Run], None]]] = {
-    "after the manifest, before it is announced": (
-        lambda bench: bench.with_archive_store("stage_manifest", die, after=True), nothing_more),
+    "after the receipt, before it is announced": (
+        lambda bench: bench.with_archive_store("stage_receipt", die, after=True), nothing_more),
     "before the announcement arrives": (lambda bench: bench.with_store("put", die, nth=2), nothing_more),
     "when it was announced": (lambda bench: bench.with_store("put", die, nth=2, after=True), nothing_more),
     "before it publishes": (lambda bench: bench.with_archive_store("publish", die), nothing_more),
@@ -788,7 +792,7 @@ UNFINISHED: dict[str, Intercept] = {
     "about to write": lambda bench: bench.with_archive_store("staged_archive", die, after=True),
     "validated": lambda bench: bench.with_archive_store("stage_key", die),
     "key staged": lambda bench: bench.with_archive_store("stage_key", die, after=True),
-    "about to write the manifest": lambda bench: bench.with_archive_store("stage_manifest", die),
+    "about to write the receipt": lambda bench: bench.with_archive_store("stage_receipt", die),
 }
 
 
@@ -805,7 +809,7 @@ def test_what_a_crash_left_unfinished_is_swept_and_made_again(bench: Bench, cras
 
 
 @pytest.mark.parametrize("which", ["staged_archive", "staged_key"])
-@pytest.mark.parametrize("crash", ["before it publishes", "after the manifest, before it is announced"])
+@pytest.mark.parametrize("crash", ["before it publishes", "after the receipt, before it is announced"])
 def test_a_staged_file_that_is_not_the_announced_one_is_not_adopted(bench: Bench, which: str, crash: str) -> None:
     run = bench.ready_run()
     CRASHES[crash][0](bench).dies(run)
@@ -828,7 +832,7 @@ def test_an_archive_that_is_not_adopted_is_not_announced_any_more(bench: Bench) 
     assert_restores(bench, run)
 
 
-@pytest.mark.parametrize("crash", ["before it publishes", "after the manifest, before it is announced"])
+@pytest.mark.parametrize("crash", ["before it publishes", "after the receipt, before it is announced"])
 def test_a_finished_archive_is_made_again_when_the_transfer_came_again_meanwhile(bench: Bench, crash: str) -> None:
     run = bench.ready_run()
     CRASHES[crash][0](bench).dies(run)
@@ -932,25 +936,25 @@ def test_a_published_key_is_never_removed_though_its_archive_is_gone(bench: Benc
     assert_restores(bench, run)
 
 
-def test_a_manifest_that_was_being_written_is_no_finished_archive(bench: Bench) -> None:
+def test_a_receipt_that_was_being_written_is_no_finished_archive(bench: Bench) -> None:
     run = bench.ready_run()
-    CRASHES["after the manifest, before it is announced"][0](bench).dies(run)
-    (manifest,) = bench.site.archives.glob(".*.manifest.partial")
-    manifest.write_bytes(manifest.read_bytes()[:-9])
+    CRASHES["after the receipt, before it is announced"][0](bench).dies(run)
+    (receipt,) = bench.site.archives.glob(".*.manifest.partial")
+    receipt.write_bytes(receipt.read_bytes()[:-9])
     assert bench.take_over(run) is Outcome.ENCRYPTED
     assert made_by(bench, run) == bench.document(run)["last_claim"], "it was made again"
     assert_restores(bench, run)
 
 
-def test_a_manifest_holds_no_secret(bench: Bench) -> None:
+def test_a_receipt_holds_no_secret(bench: Bench) -> None:
     run = bench.ready_run()
-    CRASHES["after the manifest, before it is announced"][0](bench).dies(run)
-    (manifest,) = bench.site.archives.glob(".*.manifest.partial")
+    CRASHES["after the receipt, before it is announced"][0](bench).dies(run)
+    (receipt,) = bench.site.archives.glob(".*.manifest.partial")
     wrapped = bench.archive_store.staged_key(run.name, staged_token(bench, run)).read_bytes()
     secret = gpg(bench.site.gnupg, "--decrypt", data=wrapped).strip()
     assert len(secret) == 64
-    assert secret not in manifest.read_bytes()
-    assert json.loads(manifest.read_bytes())["token"] == staged_token(bench, run)
+    assert secret not in receipt.read_bytes()
+    assert json.loads(receipt.read_bytes())["token"] == staged_token(bench, run)
 
 
 def test_a_finished_archive_survives_a_stop_while_the_database_is_away(bench: Bench) -> None:
@@ -996,7 +1000,7 @@ def test_what_is_staged_too_late_is_removed_by_the_one_who_staged_it(bench: Benc
         assert bench.take_over(run) is Outcome.ENCRYPTED
         workers[0].cancel(NoSpace("the disk hung, says the test"))
 
-    late = bench.with_archive_store("stage_manifest", others_finish_and_the_disk_gives_up)
+    late = bench.with_archive_store("stage_receipt", others_finish_and_the_disk_gives_up)
     workers.append(late.worker())
     assert workers[0].work(run) is Outcome.LOST
     assert_restores(bench, run)  # and nothing is staged
@@ -1026,7 +1030,7 @@ def test_a_run_is_archived_in_each_mode_of_validation(mode: ValidationMode, benc
     assert_restores(bench, run)
 
 
-@pytest.mark.parametrize("step", ["stage_key", "stage_manifest", "publish"])
+@pytest.mark.parametrize("step", ["stage_key", "stage_receipt", "publish"])
 @pytest.mark.parametrize("mode", ValidationMode)
 def test_a_bit_that_is_flipped_after_the_validation_is_found_before_the_archive_has_its_name(
     mode: ValidationMode, step: str, bench: Bench
@@ -1043,6 +1047,28 @@ def test_a_bit_that_is_flipped_after_the_validation_is_found_before_the_archive_
 
     spoiled = bench.with_archive_store(step, flip_before_a_second_try if step == "publish" else flip)
     assert replace(spoiled, pauses=lambda: iter([0.0, 0.0])).other(validation=mode).work(run) is Outcome.FAILED
+    assert "has changed since it was validated" in bench.document(run)["last_error"]["message"]
+    assert bench.finals() == {}
+    bench.now.advance(3600)
+    assert bench.work(run) is Outcome.ENCRYPTED
+    assert_restores(bench, run)
+
+
+@pytest.mark.parametrize("step", ["stage_receipt", "publish"])
+@pytest.mark.parametrize("suffix", [KEY_SUFFIX, MANIFEST_SUFFIX])
+def test_a_bit_of_a_small_file_that_is_flipped_after_it_was_staged_is_found(
+    suffix: str, step: str, bench: Bench
+) -> None:
+    run = bench.ready_run()
+
+    def flip() -> None:
+        (path,) = (path for path in bench.site.staged_files() if path.name.endswith(f"{suffix}.partial"))
+        flip_a_bit(path)
+        if step == "publish":  # before a second try
+            raise NoSpace("the disk is away, says the test")
+
+    spoiled = replace(bench.with_archive_store(step, flip), pauses=lambda: iter([0.0, 0.0]))
+    assert spoiled.work(run) is Outcome.FAILED
     assert "has changed since it was validated" in bench.document(run)["last_error"]["message"]
     assert bench.finals() == {}
     bench.now.advance(3600)

@@ -121,6 +121,7 @@ class Cluster:
             assert (document["status"], document["failure_count"]) == ("encrypted", 0), document
             archive = document["archive"]
             expected |= {archive["file"]: archive["sha256"], archive["key_file"]: archive["key_sha256"]}
+            expected[archive["manifest_file"]] = archive["manifest_sha256"]
             assert_same_tree(source, self.site.restore(name))
             assert self.site.logs().count(f"encrypted '{archive['file']}'") <= 1, "it was recorded twice"
         assert {name: digest for name, (_, digest) in self.finals().items()} == expected
@@ -215,7 +216,7 @@ STEPS: dict[str, Trigger] = {
     "archive half written": _staged(".tar.gpg", 1_000_000),
     "validating": _validates,
     "key staged": _staged(".key.gpg"),
-    "manifest staged": _staged(".manifest"),
+    "receipt staged": _staged(".manifest"),
     "announced": lambda cluster, name: "archive" in _document(cluster, name),
     "key named": lambda cluster, name: ArchiveStore(cluster.site.archives, cluster.site.keys).final_key(name).exists(),
     "archive named": lambda cluster, name: (

@@ -123,7 +123,7 @@ def test_each_request_of_the_story_may_fail(site: Site, couchdb_database: Databa
 
 
 FINISHED: dict[str, Callable[[Bench], Bench]] = {
-    "not announced": lambda bench: bench.with_archive_store("stage_manifest", die, after=True),
+    "not announced": lambda bench: bench.with_archive_store("stage_receipt", die, after=True),
     "announced": lambda bench: bench.with_archive_store("publish", die),
     "announced, and gone since": lambda bench: bench.with_archive_store("publish", die),
 }
@@ -269,7 +269,7 @@ def test_daemons_survive_outages_at_any_step_and_a_bad_line(site: Site, couchdb_
     chance = seeded("outages")
     with FaultProxy(couchdb_database.url) as proxy:
         cluster = Cluster(site, couchdb_database, proxy.url)
-        steps = ("claimed", "archive begun", "validating", "key staged", "manifest staged", "key named")
+        steps = ("claimed", "archive begun", "validating", "key staged", "receipt staged", "key named")
         proxy.plan = lambda _request: chance.choice(HARSH) if chance.random() < 0.2 else Fault.PASS
         for worker in ("worker_1", "worker_2", "worker_3"):
             cluster.start(worker)
@@ -299,7 +299,7 @@ def test_a_finished_archive_outlives_an_outage_and_a_kill(site: Site, couchdb_da
         # The announcement is the first write that names an archive.
         proxy.plan = _down_at_the_announcement
         name = cluster.add_run("run_001")
-        await_step(cluster, name, "manifest staged")
+        await_step(cluster, name, "receipt staged")
         cluster.daemons["worker_1"].wait_for_log("cannot publish yet")
         (staged,) = site.archives.glob(".*.tar.gpg.partial")
         cluster.kill()

@@ -151,12 +151,12 @@ def test_nothing_is_announced_before_it_is_on_the_disk_nor_recorded_before_its_n
     assert watched.work(run) is Outcome.ENCRYPTED
     (archive_log, key_log), (archive_end, key_end) = seen
     (archive,) = {line.split(" ", 1)[1] for line in archive_log if line.endswith(".tar.gpg.partial")}
-    (manifest,) = {line.split(" ", 1)[1] for line in archive_log if line.endswith(".manifest.partial")}
+    (receipt,) = {line.split(" ", 1)[1] for line in archive_log if line.endswith(".manifest.partial")}
     (key,) = {line.split(" ", 1)[1] for line in key_log if line.endswith(".key.gpg.partial")}
-    for log, name in ((archive_log, archive), (archive_log, manifest), (key_log, key)):
+    for log, name in ((archive_log, archive), (archive_log, receipt), (key_log, key)):
         assert _last(log, f"write {name}") < _last(log, f"fsync {name}"), "before the announcement"
-    assert _last(archive_log, f"fsync {archive}") < archive_log.index(f"create {manifest}")
-    assert _last(archive_log, f"fsync {manifest}") < _last(archive_log, "fsyncdir /")
+    assert _last(archive_log, f"fsync {archive}") < archive_log.index(f"create {receipt}")
+    assert _last(archive_log, f"fsync {receipt}") < _last(archive_log, "fsyncdir /")
     assert _last(key_log, f"fsync {key}") < _last(key_log, "fsyncdir /")
     for log, name in ((archive_end, "run_001.tar.gpg"), (key_end, "run_001.key.gpg")):
         assert log.index(f"link {name}") < _last(log, "fsyncdir /"), "before the record"

@@ -26,7 +26,14 @@ from watcher.model import Run
 OPEN_RUNS = 1000
 """More than the watches of whatever else runs here, which the lowered limit shall not disturb."""
 
-COMMANDS = (("status",), ("status", "--json"), ("retry", "run_001"), ("restore", "run_001", "--to", "/tmp"))
+ON_A_DATABASE = (
+    ("status",),
+    ("status", "--json"),
+    ("retry", "run_001"),
+    ("list", "run_001"),
+    ("verify", "--all"),
+    ("restore", "run_001", "--to", "/tmp"),
+)
 
 
 def shell(site: Site, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +121,19 @@ def test_a_status_for_another_program_has_one_line_for_each_run(site: Site) -> N
     assert str(site.sequencing / "sequencer_A" / "run_001") in collision
     assert str(site.sequencing / "sequencer_B" / "run_001") in collision
     assert any("held" in line and "exit code 23" in line for line in lines)
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_a_status_on_a_terminal_keeps_to_its_width(site: Site) -> None:
+    site.complete(site.make_run("held" * 20), "23\n")
+    site.complete(site.make_run("\x1b[31mred"))
+    assert site.command("once").returncode == 0
+    shown = site.on_terminal("status", "--all")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
+    assert max(map(len, lines)) == 100
+    assert "exit code 23" in " ".join(" ".join(lines).split())
+    assert "[31mred" in shown
+    assert "\x1b[31mred" not in shown
 
 
 def test_the_json_names_what_is_skipped_and_why(site: Site) -> None:
@@ -182,7 +202,7 @@ def test_why_a_run_waits_is_shown_beside_its_missing_directory(site: Site) -> No
 # a database that is not there
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", ON_A_DATABASE, ids=" ".join)
 def test_a_command_makes_no_database_and_says_who_does(command: tuple[str, ...], site: Site) -> None:
     done = site.command(*command)
     assert done.returncode == 3
@@ -192,7 +212,7 @@ def test_a_command_makes_no_database_and_says_who_does(command: tuple[str, ...],
     assert not site.database.exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", ON_A_DATABASE, ids=" ".join)
 def test_a_command_whose_server_is_away_says_so_and_ends(command: tuple[str, ...], site: Site) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     site.configure(statusdb={"url": url})
@@ -204,7 +224,7 @@ def test_a_command_whose_server_is_away_says_so_and_ends(command: tuple[str, ...
 
 def test_commands_on_a_server_without_our_database_say_who_makes_it(site: Site, couchdb_url: str) -> None:
     site.use_couchdb(couchdb_url, "absent_database")
-    for command in COMMANDS:
+    for command in ON_A_DATABASE:
         done = site.command(*command)
         assert done.returncode == 3
         assert "absent_database" in done.stderr
@@ -242,7 +262,7 @@ def refuser() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-@pytest.mark.parametrize("command", [("once",), ("check",), *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("command", [("once",), ("check",), *ON_A_DATABASE], ids=" ".join)
 def test_a_wrong_password_is_tried_once_and_never_shown(
     command: tuple[str, ...], site: Site, refuser: tuple[str, list[str]]
 ) -> None:
@@ -465,7 +485,7 @@ def test_a_broken_sqlite_file_is_named(site: Site) -> None:
     done = site.command()
     assert done.returncode == 3
     assert f"SQLite file '{site.database}': file is not a database" in done.stderr
-    for command in COMMANDS:
+    for command in ON_A_DATABASE:
         done = site.command(*command)
         assert done.returncode in (1, 3)
         assert str(site.database) in done.stderr

@@ -187,13 +187,13 @@ def test_old_files_of_a_claim_that_a_document_names_are_kept(site: Site, place: 
 
 def test_an_old_finished_archive_of_a_run_that_is_not_archived_is_kept_whatever_its_token(site: Site) -> None:
     token = "d" * 32
-    archive, manifest = stage(site, token, DAY + 60), stage(site, token, DAY + 60, "manifest")
+    archive, receipt = stage(site, token, DAY + 60), stage(site, token, DAY + 60, "manifest")
     other = stage(site, "e" * 32, DAY + 60)
     statusdb = site.statusdb()
     statusdb.register([Run(site.sequencing / "sequencer_elsewhere" / "run_001")])
     site.start().wait_ready()
     assert archive.exists()
-    assert manifest.exists()
+    assert receipt.exists()
     assert not other.exists()
 
 

@@ -236,8 +236,7 @@ def test_runs_whose_documents_were_lost_while_the_database_was_away_are_register
         put(site.store(), "elsewhere")  # ends the request for changes that is being held
         daemon.wait_for_log("cannot follow the database's changes")
         replace_by_an_empty_one(couchdb_database)
-        for path in (site.archives / "run_001.tar.gpg", site.keys / "run_001.key.gpg"):
-            path.unlink()
+        site.remove_published()
         proxy.plan = lambda _request: Fault.PASS
         site.wait_for()
 
@@ -487,8 +486,7 @@ def test_a_document_deleted_by_hand_is_registered_again_by_the_next_rescan(
     run = site.complete(site.make_run())
     site.start().wait_ready()
     site.wait_for()
-    (site.archives / "run_001.tar.gpg").unlink()
-    (site.keys / "run_001.key.gpg").unlink()
+    site.remove_published()
     Couch(couchdb_database).edit("run_001", _deleted=True)
     site.wait_for()
     assert run.is_dir()
@@ -499,8 +497,7 @@ def test_a_row_deleted_by_hand_is_registered_again_at_once_and_its_run_archived_
     site.complete(site.make_run())
     daemon = site.start().wait_ready()
     site.wait_for()
-    (site.archives / "run_001.tar.gpg").unlink()
-    (site.keys / "run_001.key.gpg").unlink()
+    site.remove_published()
     with closing(sqlite3.connect(site.database)) as connection, connection:
         assert connection.execute("delete from documents where id = 'run_001'").rowcount == 1
     daemon.wait_for_log("documents were deleted")

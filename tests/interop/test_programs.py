@@ -1,6 +1,8 @@
 """What the archiver writes is opened without GnuPG, and restored by other programs than GNU tar."""
 
+import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -26,13 +28,15 @@ IS_OCB_WRITTEN = tuple(map(int, openpgp.gpg_version(None).split(".")[:2])) >= (2
 
 
 class Archived(NamedTuple):
-    """An archived run: its directory, both files, and what gpg makes of them."""
+    """An archived run: its directory, its files, and what gpg makes of them."""
 
     source: Path
     archive: Path
     wrapped: Path
+    manifest: Path
     file_key: bytes
     content: bytes
+    manifest_lines: bytes
 
 
 class Program(NamedTuple):
@@ -99,10 +103,12 @@ def archived_as(encryption: str, root: Path, home: Path) -> Archived:
         done = site.command("once")
         assert done.returncode == 0, done.stderr
         archive, wrapped = site.archives / f"{RUN}.tar.gpg", site.keys / f"{RUN}.key.gpg"
+        manifest = site.archives / f"{RUN}.manifest.jsonl.gz.gpg"
         file_key = gpg(home, "--decrypt", str(wrapped))
-        content = gpg(home, "--pinentry-mode", "loopback", "--passphrase-fd", "0", "--decrypt", str(archive),
-                      data=file_key)  # fmt: skip
-        return Archived(source, archive, wrapped, file_key, content)
+        by_file_key = ("--pinentry-mode", "loopback", "--passphrase-fd", "0", "--decrypt")
+        content = gpg(home, *by_file_key, str(archive), data=file_key)
+        lines = gzip.decompress(gpg(home, *by_file_key, str(manifest), data=file_key))
+        return Archived(source, archive, wrapped, manifest, file_key, content, lines)
     finally:
         site.close()
 
@@ -146,6 +152,17 @@ def test_an_archive_is_opened_without_gnupg_byte_for_byte(
     done = output(program.decrypt(key_file(mdc)), mdc.archive)
     assert done.returncode == 0, done.stderr
     assert done.stdout == mdc.content
+
+
+@pytest.mark.parametrize("key", ["private key", "file key"])
+def test_a_manifest_is_opened_without_gnupg(
+    key: str, program: Program, mdc: Archived, secret: tuple[Path, Path], key_file: Callable[[Archived], Path]
+) -> None:
+    command = program.unwrap(secret[1]) if key == "private key" else program.decrypt(key_file(mdc))
+    done = output(command, mdc.manifest)
+    assert done.returncode == 0, done.stderr
+    assert gzip.decompress(done.stdout) == mdc.manifest_lines
+    assert json.loads(mdc.manifest_lines.splitlines()[0])["run"] == RUN
 
 
 def test_an_archive_with_a_flipped_bit_is_refused(

@@ -10,6 +10,7 @@ power fails, a staged archive rots or vanishes, and a stranger's file appears un
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ ABSENT, PARTIAL, CACHED, STORED = "-", "partial", "cached", "stored"
 """What a file holds: nothing, a part, all of it in memory only, all of it on the disk."""
 
 WHOLE = (CACHED, STORED)
+KEY, MANIFEST, ARCHIVE, RECEIPT = range(4)
+"""The files of a claim. The first three get final names, in this order."""
+
+NO_NAMES = (False, False, False, False)
+ALL_NAMES = (True, True, True, False)
 POWER_CUT = "the power fails"
 
 
@@ -39,7 +45,7 @@ class Rules:
     removes_what_it_does_not_adopt: bool = True
     spares_what_came_after_its_claim: bool = True
     finds_announced_files_by_their_own_token: bool = True
-    stages_a_manifest: bool = True
+    stages_a_receipt: bool = True
     links_instead_of_renaming: bool = True
     syncs_files_before_announcing: bool = True
     syncs_names_before_clearing: bool = True
@@ -68,12 +74,11 @@ class Document(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """What one claim has staged. `archive` and `key` are contents, which a final name may share."""
+    """What one claim has staged: what is in key, manifest and archive, which a final name may share."""
 
-    archive: str = ABSENT
-    key: str = ABSENT
-    names: tuple[bool, bool, bool] = (False, False, False)
-    """Which staged names there are: archive, key, manifest."""
+    contents: tuple[str, str, str] = (ABSENT, ABSENT, ABSENT)
+    names: tuple[bool, bool, bool, bool] = NO_NAMES
+    """Which staged names there are."""
 
     is_promised: bool = False
     """Whether it was finished by who then held the run: that must not be thrown away."""
@@ -89,6 +94,9 @@ class Worker(NamedTuple):
 
     announced: int = NOBODY
     target: int = NOBODY
+    part: int = KEY
+    """Which of the target's files the step is about."""
+
     earlier: tuple[int, ...] = ()
 
 
@@ -97,10 +105,11 @@ class State(NamedTuple):
 
     document: Document
     staged: tuple[Staged, ...]
-    final_key: int
-    final_archive: int
-    are_durable: tuple[bool, bool]
-    """Whether the final names of key and archive would survive a power cut."""
+    finals: tuple[int, int, int]
+    """Whose the final names are."""
+
+    are_durable: tuple[bool, bool, bool]
+    """Whether these would survive a power cut."""
 
     workers: tuple[Worker, ...]
     claims: int
@@ -114,9 +123,8 @@ class Violation(AssertionError):
 
 def initial(workers: int, claims: int, misfortunes: int) -> State:
     """Return a pending run, with workers that have not seen it, which may claim it so many times in all."""
-    return State(
-        Document(), (Staged(),) * claims, NOBODY, NOBODY, (False, False), (Worker(),) * workers, claims, misfortunes
-    )
+    staged, nobodys, durable = (Staged(),) * claims, (NOBODY,) * 3, (False,) * 3
+    return State(Document(), staged, nobodys, durable, (Worker(),) * workers, claims, misfortunes)
 
 
 Successors = Iterator[tuple[str, State]]
@@ -165,35 +173,29 @@ class Protocol:
 
     def _choose(self, state: State, number: int, worker: Worker) -> Successors:
         if worker.announced:
-            chosen = worker._replace(step="look_at_key", target=worker.announced)
-        elif finished := [token for token in worker.earlier if _has_manifest(state, token)]:
+            chosen = worker._replace(step="look", target=worker.announced, part=KEY)
+        elif finished := [token for token in worker.earlier if _has_receipt(state, token)]:
             chosen = worker._replace(step="announce", target=finished[0])
         else:
             chosen = worker._replace(step="sweep")
         yield f"{number} chooses", _with_worker(state, number, chosen)
 
-    def _look_at_key(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 1, ("look_at_archive", "look_at_key_again"), again=False)
+    def _look(self, state: State, number: int, worker: Worker) -> Successors:
+        yield from self._looked(state, number, worker, "look_again", again=False)
 
-    def _look_at_key_again(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 1, ("look_at_archive", "drop"), again=True)
+    def _look_again(self, state: State, number: int, worker: Worker) -> Successors:
+        yield from self._looked(state, number, worker, "drop", again=True)
 
-    def _look_at_archive(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 0, ("name_key", "look_at_archive_again"), again=False)
-
-    def _look_at_archive_again(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._look(state, number, worker, 0, ("name_key", "drop"), again=True)
-
-    def _look(
-        self, state: State, number: int, worker: Worker, part: int, then: tuple[str, str], *, again: bool
-    ) -> Successors:
-        """Look for one file under one of its two names; `then` is where a good one leads, and a bad one."""
+    def _looked(self, state: State, number: int, worker: Worker, otherwise: str, *, again: bool) -> Successors:
+        """Look for one file under one of its two names; `otherwise` is where a bad one leads."""
+        part, files = worker.part, state.staged[worker.target - 1]
         at_staged = again != self.rules.looks_at_staged_names_first
-        files = state.staged[worker.target - 1]
-        final = (state.final_archive, state.final_key)[part]
-        is_there = self._finds(worker) and files.names[part] if at_staged else final == worker.target
-        is_good = is_there and (files[part] in WHOLE or not self.rules.adopts_by_digest)
-        yield f"{number} looks at a file", _with_worker(state, number, worker._replace(step=then[not is_good]))
+        is_there = self._finds(worker) and files.names[part] if at_staged else state.finals[part] == worker.target
+        if is_there and (files.contents[part] in WHOLE or not self.rules.adopts_by_digest):
+            after = _next_part(worker, "look", "name")
+        else:
+            after = worker._replace(step=otherwise)
+        yield f"{number} looks at a file", _with_worker(state, number, after)
 
     def _finds(self, worker: Worker) -> bool:
         """Whether the staged names of the target are known: without its own token, only if the last claim made it."""
@@ -202,7 +204,7 @@ class Protocol:
     def _drop(self, state: State, number: int, worker: Worker) -> Successors:
         if self.rules.removes_what_it_does_not_adopt:
             state = self._dropped(state, (worker.target,))
-        more = [token for token in worker.earlier if _has_manifest(state, token) and token != worker.target]
+        more = [token for token in worker.earlier if _has_receipt(state, token) and token != worker.target]
         after = worker._replace(step="announce" if more else "sweep", target=more[0] if more else NOBODY)
         yield f"{number} drops it", _with_worker(state, number, after)
 
@@ -219,84 +221,72 @@ class Protocol:
         yield from self._write(state, number, worker, Document(PROCESSING, worker.token), "refuse")
 
     def _refuse(self, state: State, number: int, worker: Worker) -> Successors:
-        is_free = _finals(state) == (NOBODY, NOBODY)
+        is_free = not any(state.finals)
         after = worker._replace(step="begin" if is_free else "give_back")
         yield f"{number} looks at the final names", _with_worker(state, number, after)
 
     def _begin(self, state: State, number: int, worker: Worker) -> Successors:
-        if any(state.staged[token - 1].names[0] for token in worker.earlier):
+        if any(state.staged[token - 1].names[ARCHIVE] for token in worker.earlier):
             raise Violation("an archive is made again beside what was left")
-        begun = _with_staged(state, worker.token, Staged(PARTIAL, ABSENT, (True, False, False)))
+        begun = _with_staged(state, worker.token, Staged((ABSENT, ABSENT, PARTIAL), (False, False, True, False)))
         yield f"{number} begins", _with_worker(begun, number, worker._replace(step="finish"))
 
     def _finish(self, state: State, number: int, worker: Worker) -> Successors:
         content = STORED if self.rules.syncs_files_before_announcing else CACHED
-        if not state.staged[worker.token - 1].names[0]:
+        if not state.staged[worker.token - 1].names[ARCHIVE]:
             yield f"{number} finds its archive gone", _with_worker(state, number, worker._replace(step="give_back"))
             return
-        made = _with_staged(state, worker.token, Staged(content, content, (True, True, False)))
-        step = "write_manifest" if self.rules.stages_a_manifest else "announce"
-        yield f"{number} finishes", _with_worker(made, number, worker._replace(step=step, target=worker.token))
+        made = _with_staged(state, worker.token, Staged((content,) * 3, ALL_NAMES))
+        step = "write_receipt" if self.rules.stages_a_receipt else "announce"
+        yield (
+            f"{number} finishes",
+            _with_worker(made, number, worker._replace(step=step, target=worker.token, part=KEY)),
+        )
 
-    def _write_manifest(self, state: State, number: int, worker: Worker) -> Successors:
+    def _write_receipt(self, state: State, number: int, worker: Worker) -> Successors:
         mine = state.staged[worker.token - 1]
         is_holder = state.document.holder == worker.token
-        mine = mine._replace(names=(*mine.names[:2], True), is_promised=is_holder and all(mine.names[:2]))
+        mine = mine._replace(names=(*mine.names[:RECEIPT], True), is_promised=is_holder and all(mine.names[:RECEIPT]))
         state = _with_staged(state, worker.token, mine)
-        yield f"{number} writes the manifest", _with_worker(state, number, worker._replace(step="announce"))
+        yield f"{number} writes the receipt", _with_worker(state, number, worker._replace(step="announce"))
 
     def _announce(self, state: State, number: int, worker: Worker) -> Successors:
-        then = "name_key" if worker.target == worker.token else "look_at_key"
+        then = "name" if worker.target == worker.token else "look"
+        worker = worker._replace(part=KEY)
         if not self.rules.announces_before_naming:
             yield f"{number} says nothing", _with_worker(state, number, worker._replace(step=then))
             return
         announced = Document(PROCESSING, worker.token, worker.target)
         yield from self._write(state, number, worker, announced, then)
 
-    def _name_key(self, state: State, number: int, worker: Worker) -> Successors:
+    def _name(self, state: State, number: int, worker: Worker) -> Successors:
         if self.rules.links_instead_of_renaming:
-            yield from self._name(state, number, worker, 1, "name_archive")
+            yield from self._named(state, number, worker)
+        elif state.finals[worker.part] == NOBODY:
+            yield f"{number} sees a free name", _with_worker(state, number, worker._replace(step="rename"))
         else:
-            yield from self._see_free(state, number, worker, 1, "rename_key")
+            yield from self._named(state, number, worker)
 
-    def _name_archive(self, state: State, number: int, worker: Worker) -> Successors:
-        if self.rules.links_instead_of_renaming:
-            yield from self._name(state, number, worker, 0, "sync")
-        else:
-            yield from self._see_free(state, number, worker, 0, "rename_archive")
-
-    def _see_free(self, state: State, number: int, worker: Worker, part: int, then: str) -> Successors:
-        if _finals(state)[part] == NOBODY:
-            yield f"{number} sees a free name", _with_worker(state, number, worker._replace(step=then))
-        else:
-            yield from self._name(state, number, worker, part, "name_archive" if part else "sync")
-
-    def _rename_key(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._rename(state, number, worker, 1, "name_archive")
-
-    def _rename_archive(self, state: State, number: int, worker: Worker) -> Successors:
-        yield from self._rename(state, number, worker, 0, "sync")
-
-    def _rename(self, state: State, number: int, worker: Worker, part: int, then: str) -> Successors:
-        if _finals(state)[part] not in (NOBODY, worker.target):
+    def _rename(self, state: State, number: int, worker: Worker) -> Successors:
+        if state.finals[worker.part] not in (NOBODY, worker.target):
             raise Violation("a file under a final name is overwritten")
-        yield from self._name(state, number, worker, part, then)
+        yield from self._named(state, number, worker)
 
-    def _name(self, state: State, number: int, worker: Worker, part: int, then: str) -> Successors:
-        owner, files = _finals(state)[part], state.staged[worker.target - 1]
+    def _named(self, state: State, number: int, worker: Worker) -> Successors:
+        part, files = worker.part, state.staged[worker.target - 1]
+        owner, then = state.finals[part], _next_part(worker, "name", "sync")
         if owner == NOBODY and files.names[part]:
-            named = _with_final(state, part, worker.target)
-            yield f"{number} names a file", _with_worker(named, number, worker._replace(step=then))
+            yield f"{number} names a file", _with_worker(_with_final(state, part, worker.target), number, then)
         elif owner == NOBODY:
             yield f"{number} has nothing to name", self._lost(state, number, worker)
-        elif owner == worker.target and (files[part] in WHOLE or not self.rules.adopts_by_digest):
-            yield f"{number} finds it named", _with_worker(state, number, worker._replace(step=then))
+        elif owner == worker.target and (files.contents[part] in WHOLE or not self.rules.adopts_by_digest):
+            yield f"{number} finds it named", _with_worker(state, number, then)
         else:
             yield f"{number} finds another's file", _with_worker(state, number, worker._replace(step="give_back"))
 
     def _sync(self, state: State, number: int, worker: Worker) -> Successors:
         if self.rules.syncs_names_before_clearing:
-            state = state._replace(are_durable=(True, True))
+            state = state._replace(are_durable=(True, True, True))
         yield f"{number} syncs the names", _with_worker(state, number, worker._replace(step="clear"))
 
     def _clear(self, state: State, number: int, worker: Worker) -> Successors:
@@ -335,18 +325,18 @@ class Protocol:
 
     def _dropped(self, state: State, tokens: Iterable[int]) -> State:
         """Return the state without these claims' staged names. Final names that may be theirs are synced first."""
-        if self.rules.syncs_names_before_clearing and _finals(state) != (NOBODY, NOBODY):
-            state = state._replace(are_durable=(True, True))
+        if self.rules.syncs_names_before_clearing and any(state.finals):
+            state = state._replace(are_durable=(True, True, True))
         return _without_staged(state, tokens)
 
     def _lost(self, state: State, number: int, worker: Worker) -> State:
-        if NOBODY not in _finals(state):
+        if _is_published(state):
             return _with_worker(self._dropped(state, (worker.token,)), number, Worker())
         return self._ended(state, number, worker)
 
     def _ended(self, state: State, number: int, worker: Worker) -> State:
         """Leave the run, keeping what is finished: it may be adopted."""
-        if not _has_manifest(state, worker.token):
+        if not _has_receipt(state, worker.token):
             state = self._dropped(state, (worker.token,))
         return _with_worker(state, number, Worker())
 
@@ -365,49 +355,57 @@ class Protocol:
 def _rot(state: State) -> Successors:
     busy = {token for worker in state.workers for token in (worker.token, worker.target)}
     for token, files in enumerate(state.staged, 1):
-        if not files.names[0] or token == state.final_archive:
-            continue
-        gone = files._replace(archive=ABSENT, names=(False, *files.names[1:]))
-        yield f"staged archive {token} vanishes", _with_staged(state, token, gone)
-        if files.archive in WHOLE and token not in busy:
-            yield f"archive {token} rots", _with_staged(state, token, files._replace(archive=PARTIAL))
+        for part in (MANIFEST, ARCHIVE):
+            if not files.names[part] or token == state.finals[part]:
+                continue
+            gone = _with_content(files, part, ABSENT)
+            gone = gone._replace(names=(*files.names[:part], False, *files.names[part + 1 :]))
+            yield f"staged file {part} of {token} vanishes", _with_staged(state, token, gone)
+            if files.contents[part] in WHOLE and token not in busy:
+                yield f"file {part} of {token} rots", _with_staged(state, token, _with_content(files, part, PARTIAL))
+
+
+def _with_content(files: Staged, part: int, content: str) -> Staged:
+    return files._replace(contents=(*files.contents[:part], content, *files.contents[part + 1 :]))
 
 
 def _strangers(state: State) -> Successors:
-    for part, owner in enumerate(_finals(state)):
+    for part, owner in enumerate(state.finals):
         if owner == NOBODY:
             yield "a stranger's file appears", _with_final(state, part, FOREIGN)
 
 
 def _power_cuts(state: State) -> Successors:
     """All workers are gone, what was in memory only is spoilt, and each name that was not synced may be gone."""
-    staged = tuple(
-        files._replace(archive=_after_cut(files.archive), key=_after_cut(files.key)) for files in state.staged
-    )
+    staged = tuple(files._replace(contents=tuple(map(_after_cut, files.contents))) for files in state.staged)
     calm = state._replace(staged=staged, workers=(Worker(),) * len(state.workers))
-    for keeps_key in (True, False):
-        for keeps_archive in (True, False):
-            after = calm
-            if not keeps_key and not state.are_durable[0] and state.final_key > 0:
-                after = after._replace(final_key=NOBODY)
-            if not keeps_archive and not state.are_durable[1] and state.final_archive > 0:
-                after = after._replace(final_archive=NOBODY)
-            yield POWER_CUT, after
+    for keeps in itertools.product((True, False), repeat=3):
+        may_go = [
+            not (kept or durable) and owner > 0
+            for kept, durable, owner in zip(keeps, state.are_durable, state.finals, strict=True)
+        ]
+        finals = tuple(NOBODY if gone else owner for gone, owner in zip(may_go, state.finals, strict=True))
+        yield POWER_CUT, calm._replace(finals=finals)
 
 
 def _after_cut(content: str) -> str:
     return PARTIAL if content == CACHED else content
 
 
-def _finals(state: State) -> tuple[int, int]:
-    return state.final_archive, state.final_key
+def _next_part(worker: Worker, step: str, last: str) -> Worker:
+    """Return the worker about to do the step for the next file; after the last file it goes on to `last`."""
+    if worker.part == ARCHIVE:
+        return worker._replace(step=last, part=KEY)
+    return worker._replace(step=step, part=worker.part + 1)
+
+
+def _is_published(state: State) -> bool:
+    return state.finals[KEY] != NOBODY and state.finals[ARCHIVE] != NOBODY
 
 
 def _with_final(state: State, part: int, owner: int) -> State:
-    key_durable, archive_durable = state.are_durable
-    if part:
-        return state._replace(final_key=owner, are_durable=(False, archive_durable))
-    return state._replace(final_archive=owner, are_durable=(key_durable, False))
+    finals = (*state.finals[:part], owner, *state.finals[part + 1 :])
+    return state._replace(finals=finals, are_durable=(*state.are_durable[:part], False, *state.are_durable[part + 1 :]))
 
 
 def _with_worker(state: State, number: int, worker: Worker) -> State:
@@ -423,8 +421,8 @@ def _with_staged(state: State, token: int, files: Staged) -> State:
     return state._replace(staged=(*state.staged[: token - 1], files, *state.staged[token:]))
 
 
-def _has_manifest(state: State, token: int) -> bool:
-    return state.staged[token - 1].names[2]
+def _has_receipt(state: State, token: int) -> bool:
+    return state.staged[token - 1].names[RECEIPT]
 
 
 def _without_staged(state: State, tokens: Iterable[int]) -> State:
@@ -433,29 +431,29 @@ def _without_staged(state: State, tokens: Iterable[int]) -> State:
         files = state.staged[token - 1]
         if any(files.names):
             _refuse_to_lose(state, token, files)
-            kept_archive = files.archive if state.final_archive == token else ABSENT
-            kept_key = files.key if state.final_key == token else ABSENT
-            state = _with_staged(state, token, Staged(kept_archive, kept_key))
+            kept = tuple(
+                content if owner == token else ABSENT
+                for content, owner in zip(files.contents, state.finals, strict=True)
+            )
+            state = _with_staged(state, token, Staged(kept))
     return state
 
 
 def _refuse_to_lose(state: State, token: int, files: Staged) -> None:
-    is_whole = files.archive in WHOLE and files.key in WHOLE
-    is_published = NOBODY not in _finals(state)
-    if files.is_promised and is_whole and not is_published:
+    if files.is_promised and all(content in WHOLE for content in files.contents) and not _is_published(state):
         raise Violation("a finished archive is thrown away")
 
 
 def check(state: State) -> None:
     """Raise Violation if the state breaks a promise."""
-    for part, owner in enumerate(_finals(state)):
-        if owner > 0 and state.staged[owner - 1][part] == ABSENT:
+    for part, owner in enumerate(state.finals):
+        if owner > 0 and state.staged[owner - 1].contents[part] == ABSENT:
             raise Violation("a final name belongs to a file that is gone")  # the model's own mistake
     if state.document.status == ENCRYPTED:
         archive = state.document.archive
-        if _finals(state) != (archive, archive):
-            raise Violation("the document says encrypted, and archive and key are not the recorded ones")
-        if state.staged[archive - 1].archive not in WHOLE or state.staged[archive - 1].key not in WHOLE:
+        if set(state.finals) != {archive}:
+            raise Violation("the document says encrypted, and its files are not the recorded ones")
+        if not all(content in WHOLE for content in state.staged[archive - 1].contents):
             raise Violation("the document says encrypted, and a final name shows a partial file")
 
 
@@ -488,21 +486,24 @@ def explore(protocol: Protocol, start: State, at_most: int = 3_000_000) -> Colle
 
 def _check_names(before: State, after: State, what: str) -> None:
     """Raise Violation if a final name is taken away, or from one file for another; only power may take it."""
-    for old, new in zip(_finals(before), _finals(after), strict=True):
+    for old, new in zip(before.finals, after.finals, strict=True):
         if old not in (NOBODY, new) and what != POWER_CUT:
             raise Violation("a final name is taken away")
 
 
 def _is_half_rotten(state: State) -> bool:
-    """Whether a key has its final name, and its archive, the only one there is, is gone or damaged: for people."""
-    archive, key = _finals(state)
-    is_staged_whole = key > 0 and state.staged[key - 1].names[0] and state.staged[key - 1].archive in WHOLE
-    return archive == NOBODY and key > 0 and not is_staged_whole
+    """Whether a file has its final name, and what can rot of the same claim is gone or damaged: for people."""
+    return any(
+        state.finals[part] != owner and not (files.names[part] and files.contents[part] in WHOLE)
+        for owner, files in enumerate(state.staged, 1)
+        if owner in state.finals
+        for part in (MANIFEST, ARCHIVE)
+    )
 
 
 def _check_rescue(protocol: Protocol, state: State, rescued: set[State]) -> None:
     """Raise Violation unless one more worker, left alone, ends the run encrypted with nothing staged left."""
-    if FOREIGN in _finals(state) or _is_half_rotten(state) or state.document.status == ENCRYPTED:
+    if FOREIGN in state.finals or _is_half_rotten(state) or state.document.status == ENCRYPTED:
         return
     calm = state._replace(staged=(*state.staged, Staged()), workers=(Worker(),), claims=1, misfortunes=0)
     if calm in rescued:

@@ -18,7 +18,7 @@ BROKEN_PROMISES = {
     "removes_what_it_does_not_adopt": "an archive is made again beside what was left",
     "spares_what_came_after_its_claim": "a finished archive is thrown away",
     "finds_announced_files_by_their_own_token": "a finished archive is thrown away",
-    "stages_a_manifest": "a finished archive is thrown away",
+    "stages_a_receipt": "a finished archive is thrown away",
     "links_instead_of_renaming": "a file under a final name is overwritten",
     "syncs_files_before_announcing": "nobody ends the run",
     "syncs_names_before_clearing": "nobody ends the run",

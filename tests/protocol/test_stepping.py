@@ -30,8 +30,8 @@ from hypothesis.stateful import (
 from sites import Site, assert_same_tree
 from stepping import FILE_STEPS, SteppedWorker
 
-from watcher.archiving import Outcome
-from watcher.model import Document, Run
+from watcher.archiving import ArchiveStore, Outcome
+from watcher.model import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, Document, Run, manifest_name
 from watcher.statusdb import CouchDBStore, DocumentStore, Login
 
 EXAMPLES = size("PROTOCOL_EXAMPLES", 40)
@@ -39,11 +39,18 @@ EXAMPLES = size("PROTOCOL_EXAMPLES", 40)
 
 WORKERS = 3
 NAMING = ("publish", "adopt")
-NAMING_STEPS = 9
+NAMING_STEPS = 12
 """From the beginning of `publish`, these lead to the removal of the last staged name."""
 
 RECIPIENT = "ops@example.org"
 STRANGE = b"a stranger's"
+STRANGERS: dict[str, Callable[[ArchiveStore, str], Path]] = {
+    "archive": ArchiveStore.final_archive,
+    "key": ArchiveStore.final_key,
+    "manifest": lambda archive_store, name: archive_store.destination / manifest_name(name, MANIFEST_SUFFIX),
+}
+"""Where a stranger's file may stand."""
+
 StoreMaker = Callable[[Site], Callable[[], DocumentStore]]
 
 
@@ -121,20 +128,20 @@ class Rivals(RuleBasedStateMachine):
             worker.gate.loses_next_answer, worker.gate.refuses_next_write = arrives, not arrives
 
     @precondition(lambda self: not self.had_misfortune and self.site.staged_files())
-    @rule(which=st.sampled_from(["final_archive", "final_key"]))
+    @rule(which=st.sampled_from(sorted(STRANGERS)))
     def meet_a_stranger(self, which: str) -> None:
         """Somebody else's file takes a final name that is free."""
-        final: Path = getattr(self.bench.archive_store, which)(self.run.name)
+        final = STRANGERS[which](self.bench.archive_store, self.run.name)
         if not final.exists():
             final.write_bytes(STRANGE)
             self.strangers[final.name] = hashlib.sha256(STRANGE).hexdigest()
             self.had_misfortune = True
 
     @precondition(lambda self: not self.had_misfortune and self.site.staged_files())
-    @rule(is_gone=st.booleans())
-    def lose_data(self, is_gone: bool) -> None:
-        """A staged archive vanishes; or the host crashes, and the disk has lost a part of one."""
-        staged = sorted(path for path in self.site.staged_files() if path.name.endswith(".tar.gpg.partial"))
+    @rule(suffix=st.sampled_from([ARCHIVE_SUFFIX, MANIFEST_SUFFIX]), is_gone=st.booleans())
+    def lose_data(self, suffix: str, is_gone: bool) -> None:
+        """A staged file vanishes; or the host crashes, and the disk has lost a part of one."""
+        staged = sorted(path for path in self.site.staged_files() if path.name.endswith(f"{suffix}.partial"))
         if not staged or staged[0].stat().st_nlink > 1:
             return
         self.had_misfortune = True
@@ -152,16 +159,14 @@ class Rivals(RuleBasedStateMachine):
         """What stands under a final name is the announced file or a stranger's; what was recorded never changes."""
         document, finals = self.bench.document(self.run), self.bench.finals()
         archive = document.get("archive", {})
-        ours = {archive.get("file"): archive.get("sha256"), archive.get("key_file"): archive.get("key_sha256")}
-        # Of an archive that was lost when its key had its name, the key stays, for people to look at.
+        ours = {archive.get(f"{part}file"): archive.get(f"{part}sha256") for part in ("", "key_", "manifest_")}
+        # Of an archive that was lost when its key had its name, that stays, for people to look at.
         self.announced = ours.items() | (self.announced if self.had_misfortune else set())
         digests = {name: hashlib.sha256(content).hexdigest() for name, (_, content) in finals.items()}
         assert self.strangers.items() <= digests.items()
         assert digests.items() - self.strangers.items() <= self.announced
-        named = digests.keys() - self.strangers.keys()
-        assert named != {self.bench.archive_store.final_archive(self.run.name).name}, (
-            "an archive stands without its key"
-        )
+        if archive.get("file") in digests.keys() - self.strangers.keys():
+            assert ours.keys() == digests.keys(), "an archive stands without its key or its manifest"
         if document["status"] == "encrypted":
             assert digests == ours
             self.recorded = self.recorded or (document, finals)
@@ -172,7 +177,7 @@ class Rivals(RuleBasedStateMachine):
     def _finished_archives_are_kept(self, document: Document) -> None:
         """What its maker finished while it held the run, or announced, is staged until it is published.
 
-        One who has lost the run may leave a manifest of files that were swept meanwhile.
+        One who has lost the run may leave a receipt of files that were swept meanwhile.
         """
         archive_store, name = self.bench.archive_store, self.run.name
         token, announced = document.get("claim", {}).get("token"), document.get("archive", {}).get("token")
@@ -216,11 +221,8 @@ class Rivals(RuleBasedStateMachine):
     def _clear_final_names(self) -> None:
         """Do what an operator does: move away what stands in the way, and `retry`."""
         self.final_names_show_what_the_document_says()
-        for path in (
-            self.bench.archive_store.final_archive(self.run.name),
-            self.bench.archive_store.final_key(self.run.name),
-        ):
-            path.unlink(missing_ok=True)
+        for final in STRANGERS.values():
+            final(self.bench.archive_store, self.run.name).unlink(missing_ok=True)
         self.strangers.clear()
         self.bench.statusdb().retry(self.run.name)
 
@@ -266,10 +268,13 @@ def test_a_maker_and_an_adopter_may_sleep_at_any_two_steps(first: str, gnupg: Pa
 
 
 MISFORTUNES: dict[str, Callable[[Rivals], None]] = {
-    "a stranger's archive": lambda told: told.meet_a_stranger("final_archive"),
-    "a stranger's key": lambda told: told.meet_a_stranger("final_key"),
-    "an archive that vanishes": lambda told: told.lose_data(is_gone=True),
-    "an archive that is damaged": lambda told: told.lose_data(is_gone=False),
+    "a stranger's archive": lambda told: told.meet_a_stranger("archive"),
+    "a stranger's key": lambda told: told.meet_a_stranger("key"),
+    "a stranger's manifest": lambda told: told.meet_a_stranger("manifest"),
+    "an archive that vanishes": lambda told: told.lose_data(ARCHIVE_SUFFIX, is_gone=True),
+    "an archive that is damaged": lambda told: told.lose_data(ARCHIVE_SUFFIX, is_gone=False),
+    "a manifest that vanishes": lambda told: told.lose_data(MANIFEST_SUFFIX, is_gone=True),
+    "a manifest that is damaged": lambda told: told.lose_data(MANIFEST_SUFFIX, is_gone=False),
 }
 
 

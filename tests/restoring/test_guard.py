@@ -13,6 +13,7 @@ import pytest
 from hostile import DEVICE, FILE, LINK, RUN, SUB, TOP, UNSAFE, Unsafe, directory, hard_link, member, stream
 
 from watcher.errors import RestoreFailed
+from watcher.model import Kind
 from watcher.restoring import guard as unpacking
 from watcher.restoring.guard import MAX_WARNINGS, Guard
 from watcher.tar import MemberWalk
@@ -158,3 +159,14 @@ def test_a_run_s_name_of_any_characters_is_its_directory() -> None:
     handed = bytearray()
     MemberWalk(Guard(name, with_special=False).judge, handed.extend).feed(stream([top]))
     assert handed == stream([top])
+
+
+def test_a_member_that_is_not_wanted_is_judged_left_out_and_not_warned_of() -> None:
+    handed = bytearray()
+    guard = Guard(RUN, with_special=False, wants=lambda member: member.kind is Kind.DIRECTORY)
+    walk = MemberWalk(guard.judge, handed.extend)
+    walk.feed(stream([TOP, SUB, DEVICE, FILE]))
+    assert bytes(handed).startswith(TOP + SUB + bytes(1024))
+    assert guard.warnings == ()
+    with pytest.raises(RestoreFailed, match="leads out"):
+        MemberWalk(Guard(RUN, False, lambda _: False).judge).feed(stream([TOP, member("./other")]))

@@ -42,6 +42,7 @@ from watcher.job import Job
 from watcher.model import Document, Run
 from watcher.restoring import Manner, restore
 from watcher.restoring.extraction import AS_USUAL
+from watcher.stored import StoredRun
 
 PINENTRY = """#!/bin/sh
 echo OK
@@ -73,7 +74,7 @@ class Vault:
         self.key = self.archive_store.final_key("run_001")
 
     def restore(self) -> Path:
-        return restore(self.document, self.archive_store, self.to, self.home)
+        return restore(StoredRun.of(self.document, self.archive_store), self.to, self.home)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,9 @@ def forgery(tmp_path: Path, gnupg: Path, recipient: str) -> Forgery:
 def restored(forgery: Forgery, members: Sequence[bytes], manner: Manner = AS_USUAL) -> tuple[Path, list[str]]:
     """Restore an archive of these members; return the run directory and the warnings."""
     document, warnings = forgery.store(stream(members)), list[str]()
-    return restore(document, forgery.archive_store, forgery.to, forgery.home, manner, warnings.append), warnings
+    return restore(
+        StoredRun.of(document, forgery.archive_store), forgery.to, forgery.home, manner, warnings.append
+    ), warnings
 
 
 @pytest.mark.parametrize("unsafe", UNSAFE.values(), ids=UNSAFE)
@@ -340,14 +343,14 @@ def test_a_run_is_restored_through_a_link_to_a_directory(vault: Vault) -> None:
 def test_what_tar_writes_without_its_end_is_refused(forgery: Forgery) -> None:
     document = forgery.store(TOP + FILE)
     with pytest.raises(RestoreFailed, match="without its end"):
-        restore(document, forgery.archive_store, forgery.to, forgery.home)
+        restore(StoredRun.of(document, forgery.archive_store), forgery.to, forgery.home)
     assert os.listdir(forgery.to) == []
 
 
 def test_an_archive_that_is_no_tar_is_refused(forgery: Forgery) -> None:
     document = forgery.store(b"no tar" * 1000)
     with pytest.raises(RestoreFailed, match="what the archive holds is not what tar writes"):
-        restore(document, forgery.archive_store, forgery.to, forgery.home)
+        restore(StoredRun.of(document, forgery.archive_store), forgery.to, forgery.home)
     assert os.listdir(forgery.to) == []
 
 
@@ -457,7 +460,7 @@ def test_nothing_is_extracted_where_another_user_has_replaced_our_directory(
     monkeypatch.setattr(os, "mkdir", lambda path, _, dir_fd: replace(path, dir_fd, elsewhere))
     document, warnings = forgery.store(stream([TOP, FILE])), list[str]()
     with pytest.raises(RestoreFailed, match=r"is not ours|Not a directory"):
-        restore(document, forgery.archive_store, forgery.to, forgery.home, AS_USUAL, warnings.append)
+        restore(StoredRun.of(document, forgery.archive_store), forgery.to, forgery.home, AS_USUAL, warnings.append)
     assert list(tmp_path.rglob("file")) != []
     assert list(tmp_path.rglob(RUN)) == []
 
@@ -493,7 +496,7 @@ def test_what_our_tar_writes_of_a_run_of_all_kinds_comes_back(forgery: Forgery, 
     os.mkfifo(run / "fifo")
     tar = ["tar", "-C", str(run.parent), "-c", "--format=posix", "--sparse", "--", f"./{RUN}"]
     document = forgery.store(subprocess.run(tar, check=True, capture_output=True).stdout)
-    back = restore(document, forgery.archive_store, forgery.to, forgery.home)
+    back = restore(StoredRun.of(document, forgery.archive_store), forgery.to, forgery.home)
     (run / "fifo").unlink()  # diff takes two of them for different ones
     (back / "fifo").unlink()
     os.utime(run, ns=(0, 0))

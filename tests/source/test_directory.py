@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Bench
+from harness import Bench, read_through
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from sites import Site, assert_same_tree
+from sites import Site, assert_same_tree, tar_script
 
 from watcher.archiving import Outcome
 from watcher.config import Config
@@ -64,10 +64,10 @@ def options(run: Run) -> tuple[str, ...]:
 
 
 def archive(run: Run, rules: Rules | None = None) -> bytes:
-    with hold(run, rules or Rules()) as source, TarStream(Stillness(source, 0), Job(run)) as tar:
-        data = b"".join(iter(lambda: tar.read(1 << 20), b""))
-        tar.report()
-        return data
+    with hold(run, rules or Rules()) as source:
+        still = Stillness(source, 0)
+        with TarStream(still, Job(run)) as tar:
+            return read_through(tar, still)[0]
 
 
 def extracted(data: bytes, to: Path) -> Path:
@@ -229,7 +229,7 @@ def entries(count: int, status: os.stat_result) -> Iterator[Entry]:
 
 
 def surveyed(found: list[Entry]) -> Listing:
-    survey = Survey(Rules())
+    survey = Survey(Rules(), with_hashes=True)
     for entry in found:
         survey.add(entry)
     return survey.listing(7)
@@ -249,7 +249,7 @@ def test_a_listing_keeps_a_few_bytes_of_each_entry(run: Run) -> None:
     count, status = 100_000, os.stat(run.path / "small")
     tracemalloc.start()
     try:
-        survey = Survey(Rules())
+        survey = Survey(Rules(), with_hashes=True)
         for entry in entries(count, status):
             survey.add(entry)
         listing = survey.listing(7)
@@ -299,9 +299,7 @@ def test_special_entries_are_listed_and_never_opened(kind: str, run: Run, monkey
             assert still.first.entries == 7
             assert still.first.members == (6 if kind == "socket" else 7)
             with TarStream(still, Job(run)) as tar:
-                while tar.read(1 << 20):
-                    pass
-                assert tar.report().members == 1 + still.first.members
+                assert read_through(tar, still)[2] == 1 + still.first.members
             still.require(with_ends=True)
 
 
@@ -543,8 +541,7 @@ def test_a_sentinel_that_is_written_again_is_a_new_transfer(site: Site) -> None:
 
 def usual_rules() -> Rules:
     """The rules of a configuration that says nothing of them."""
-    fields = Config.model_fields
-    return Rules((), fields["tolerated_changes"].default, fields["transfer_names"].default)
+    return Rules((), Config.tolerated_changes, Config.transfer_names)
 
 
 TRANSFERS = (
@@ -637,15 +634,15 @@ def test_the_archive_is_of_the_directory_that_was_inspected_though_another_stood
 ) -> None:
     bench = Bench.of(site)
     run = bench.ready_run(size=5 << 20)
-    moved, prepared, real = tmp_path / "moved", Run(tmp_path / "instead"), shutil.which("tar")
+    moved, prepared = tmp_path / "moved", Run(tmp_path / "instead")
     instead(prepared, elsewhere)
     program = tmp_path / "bin" / "tar"
     program.parent.mkdir()
     lines = (
-        "#!/bin/sh", f"mv '{run.path}' '{moved}'", f"mv '{prepared.path}' '{run.path}'", f'{real} "$@"; code=$?',
-        f"mv '{run.path}' '{prepared.path}'", f"mv '{moved}' '{run.path}'", "exit $code",
+        f"mv '{run.path}' '{moved}'", f"mv '{prepared.path}' '{run.path}'", 'REAL "$@"; code=$?',
+        f"mv '{run.path}' '{prepared.path}'", f"mv '{moved}' '{run.path}'",
     )  # fmt: skip
-    program.write_text("\n".join(lines))
+    program.write_text(tar_script(*lines, after="exit $code"))
     program.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
@@ -669,7 +666,7 @@ def test_tar_reads_the_held_directory_though_another_has_its_name_when_tar_is_st
     program = tmp_path / "bin" / "tar"
     program.parent.mkdir()
     put_back = f"rm -r '{run.path}'; mv '{moved}' '{run.path}'"
-    program.write_text(f'#!/bin/sh\n{put_back}\nexec {shutil.which("tar")} "$@"\n')
+    program.write_text(tar_script(put_back))
     program.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
@@ -686,7 +683,7 @@ def test_a_run_that_is_exchanged_and_not_put_back_is_given_back(
     program = tmp_path / "bin" / "tar"
     program.parent.mkdir()
     exchange = f"mv '{run.path}' '{tmp_path}/moved'; cp -a '{elsewhere}' '{run.path}'"
-    program.write_text(f'#!/bin/sh\n{exchange}\nexec {shutil.which("tar")} "$@"\n')
+    program.write_text(tar_script(exchange))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     assert bench.work(run) is Outcome.RELEASED

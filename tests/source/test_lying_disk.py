@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from fuse_server import Unavailable
 from harness import Bench
 from lying_disk import Liar, lying_disk
-from sites import Site, assert_same_tree
+from sites import Site, assert_same_tree, tar_script
 
 from watcher.archiving import Outcome
 from watcher.model import Run
@@ -220,6 +219,6 @@ def lie_to_tar(
     program, told = directory / "bin" / "tar", directory / "lies for tar"
     told.write_text(disk.with_lies(lies))
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ncp '{told}' '{disk.orders}'\nexec {shutil.which('tar')} \"$@\"\n")
+    program.write_text(tar_script(f"cp '{told}' '{disk.orders}'"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")

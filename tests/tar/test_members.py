@@ -9,7 +9,8 @@ import pytest
 
 from watcher.model import Kind
 from watcher.tar import MalformedArchive, Member, MemberWalk
-from watcher.tar.members import BLOCK_BYTES
+from watcher.tar.blocks import BLOCK_BYTES
+from watcher.tar.sparse import SparseMap
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +116,87 @@ def test_a_changed_header_is_malformed(tmp_path: Path, place: int) -> None:
     data[place] ^= 1
     with pytest.raises(MalformedArchive):
         walk(bytes(data))
+
+
+class Contents:
+    """The content of each file, by its path, with its holes filled."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[bytes, bytearray] = {}
+        self._now = bytearray()
+
+    def member(self, member: Member) -> int:
+        self._now = bytearray()
+        if member.kind is Kind.FILE:
+            self.by_path[member.path] = self._now
+        return member.mode
+
+    def data(self, data: memoryview) -> None:
+        self._now += data
+
+    def hole(self, size: int) -> None:
+        self._now += bytes(size)
+
+
+def write_with_holes(path: Path, size: int, *offsets: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset in offsets:
+            file.seek(offset)
+            file.write(b"data at %d" % offset)
+
+
+@pytest.mark.children
+@pytest.mark.parametrize("piece", [1000, 1 << 20])
+def test_contents_are_handed_on_with_their_holes_and_without_padding(tree: Path, piece: int) -> None:
+    write_with_holes(tree / "begins with a hole", 300_000, 200_000)
+    write_with_holes(tree / "ends with one", 300_000, 0)
+    write_with_holes(tree / "both", 900_000, 100_000, 500_000)
+    write_with_holes(tree / "nothing else", 100_000)
+    write_with_holes(tree / "data to its end", 204_800, 204_790)
+    contents, data = Contents(), tar(tree, "--sparse")
+    members = MemberWalk(contents.member, content=contents)
+    for start in range(0, len(data), piece):
+        members.feed(data[start : start + piece])
+    members.finish()
+    (tree / "link").unlink()
+    files = {b"./" + os.fsencode(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file()}
+    linked = [files.pop(path) for path in list(files) if path not in contents.by_path]
+    assert len(linked) == 1, "one of the two names of a file is a hard link"
+    assert {path: file.read_bytes() for path, file in files.items()} == contents.by_path
+
+
+@pytest.mark.children
+def test_a_member_says_where_it_and_its_content_begin_and_when_it_was_changed(tree: Path) -> None:
+    os.utime(tree / "small", ns=(1, 1_700_000_000_123_456_789))
+    os.utime(tree / "block", (1, 86_400))
+    os.utime(tree / "empty", ns=(1, -500_000_000))
+    data = tar(tree)
+    found = {member.path: member for member in walk(data)}
+    mtimes = [found[b"./" + name].mtime for name in (b"small", b"block", b"empty")]
+    assert mtimes == ["1700000000.123456789", "86400", "-0.5"]
+    small = found[b"./small"] if found[b"./small"].kind is Kind.FILE else found[b"./twin"]
+    assert data[small.data_offset :][:7] == b"content"
+    # A stream that begins at any member is one that tar reads.
+    rest = data[small.offset :]
+    assert walk(rest)[0].path == small.path
+    assert subprocess.run(["tar", "-tf-"], input=rest, check=True, capture_output=True).stdout.startswith(small.path)
+
+
+def test_a_map_that_would_fill_the_memory_is_malformed() -> None:
+    with pytest.raises(MalformedArchive, match="5000000 regions"):
+        SparseMap(stored=1 << 40, size=1 << 50).take(b"5000000\n0\n".ljust(BLOCK_BYTES, b"1"))
+
+
+@pytest.mark.parametrize(
+    ("regions", "size"),
+    [("2\n1024\n512\n0\n512\n", 2000), ("2\n0\n1024\n512\n512\n", 2000), ("1\n100\n1\n", 100)],
+    ids=["backwards", "overlapping", "beyond the end"],
+)
+def test_a_map_that_is_not_in_order_is_malformed(regions: str, size: int) -> None:
+    stored = BLOCK_BYTES + sum(int(number) for number in regions.split()[2::2])
+    with pytest.raises(MalformedArchive, match="not in order"):
+        SparseMap(stored, size).take(regions.encode().ljust(BLOCK_BYTES, b"\0"))
 
 
 def test_what_is_no_tar_is_malformed() -> None:

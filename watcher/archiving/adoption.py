@@ -32,11 +32,11 @@ def adopted(attempt: Attempt) -> Archive | None:
 def _finished(attempt: Attempt) -> Iterator[Archive]:
     if attempt.claim.announced is not None:
         yield attempt.claim.announced
-    yield from attempt.parts.archive_store.manifests(attempt.name, attempt.claim.earlier_tokens)
+    yield from attempt.parts.archive_store.receipts(attempt.name, attempt.claim.earlier_tokens)
 
 
 def _is_wanted(attempt: Attempt, archive: Archive) -> bool:
-    """Say whether an archive is of the run as it is now. One that has begun to be published is, in any case."""
+    """Say whether an archive is of the run as it is now. Once its publication has begun it is wanted all the same."""
     if attempt.still is None or attempt.parts.archive_store.has_begun(attempt.name):
         return True
     # Archives of earlier versions name no listing.

@@ -14,12 +14,12 @@ from watcher.archiving.pace import Pace
 from watcher.archiving.publication import ArchiveStore
 from watcher.errors import Interrupted, NotTheRunsFault, RunNotSettled
 from watcher.job import Job
-from watcher.model import Claim, Encryption, ValidationMode
+from watcher.model import Claim, Encryption, ManifestMode, ValidationMode
 from watcher.source import Policy, Rules, Stillness
 from watcher.statusdb import StatusDB
 
 LONGEST_PAUSE_SECONDS = 60.0
-"""Between tries of a finished archive's last steps, while the database or the recipient's key is away."""
+"""Between tries of a proven archive's last steps, while the database, the recipient's key or room on the disk lacks."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class Settings:
     rules: Rules = field(default_factory=Rules)
     policy: Policy = Policy.EXIT_CODE
     encryption: Encryption = Encryption.MDC
+    manifest: ManifestMode = ManifestMode.ENCRYPTED
     validation: ValidationMode = ValidationMode.FOLLOW
     minimum_free_space: int = 0
     retry_delay: float = 60.0

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from watcher.archiving.names import STAGED
 from watcher.archiving.pagecache import start_write_out
-from watcher.errors import ClaimLost, NoSpace
+from watcher.errors import ClaimLost, NoSpace, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ def disk_trouble(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoSpace(f"cannot {verb} '{path}': {error.strerror or error}") from error
+        what = f"cannot {verb} '{path}': {error.strerror or error}"
+        raise NoSpace(f"{what}; {remedy(error, 'look at this disk')}") from error
 
 
 def given_name(staged: Path, final: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from watcher import model
 from watcher.archiving.files import remove
-from watcher.archiving.names import MANIFEST_SUFFIX, PARTIAL_SUFFIX
+from watcher.archiving.names import PARTIAL_SUFFIX, RECEIPT_SUFFIX
 from watcher.archiving.publication import ArchiveStore
 from watcher.model import Document, Status
 from watcher.statusdb import StatusDB
@@ -54,14 +54,14 @@ class GarbageCollector:
         unreadable = {one.run_id for one in self._statusdb.unreadable()}
         unknown = {token for path, token in staged if _run_name(path, token) in unreadable}
         named = {token for document in documents for token in model.live_tokens(document)}
-        manifests = [(path, token) for path, token in staged if path.name.endswith(MANIFEST_SUFFIX + PARTIAL_SUFFIX)]
+        receipts = [(path, token) for path, token in staged if path.name.endswith(RECEIPT_SUFFIX + PARTIAL_SUFFIX)]
         return (
             named
             | unknown
             | {
                 token
-                for path, token in manifests
-                if any(path == self._archive_store.staged_manifest(document["_id"], token) for document in documents)
+                for path, token in receipts
+                if any(path == self._archive_store.staged_receipt(document["_id"], token) for document in documents)
             }
         )
 

@@ -103,6 +103,7 @@ class LeaseKeeper:
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._lock = threading.Lock()
+        self._news = threading.Event()
 
     @contextmanager
     def hold(self, claim: Claim, job: Job, asked_at: float | None = None) -> Iterator[Lease]:
@@ -110,6 +111,7 @@ class LeaseKeeper:
         lease = Lease(claim, job, self._seconds, self._clock, asked_at)
         with self._lock:
             self._leases[claim.run.name] = lease
+        job.on_enter = self._news.set
         try:
             yield lease
         finally:
@@ -122,8 +124,7 @@ class LeaseKeeper:
 
     def jobs(self) -> list[Job]:
         """Return the jobs whose claims are held."""
-        with self._lock:
-            return [lease.job for lease in self._leases.values()]
+        return [lease.job for lease in self._held()]
 
     def holds(self, document: Document) -> bool:
         """Say whether the claim in a document is one of ours that is alive."""
@@ -141,10 +142,28 @@ class LeaseKeeper:
 
     def renew_all(self) -> None:
         """Renew every lease once."""
-        with self._lock:
-            leases = list(self._leases.values())
-        for lease in leases:
+        for lease in self._held():
             lease.renew(self._statusdb)
+
+    def renew_entered(self) -> None:
+        """Renew each lease whose job is in another phase than its document says."""
+        for lease in self._held():
+            if model.phase_of(lease.document) != lease.job.progress.phase:
+                lease.renew(self._statusdb)
+
+    def rest(self, seconds: float) -> bool:
+        """Wait for so long, or until a job enters a phase, or `wake` is called; say whether one of these came."""
+        has_news = self._news.wait(max(seconds, 0.0))
+        self._news.clear()
+        return has_news
+
+    def wake(self) -> None:
+        """End a `rest`."""
+        self._news.set()
+
+    def _held(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())
 
     @property
     def pause_seconds(self) -> float:

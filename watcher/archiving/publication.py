@@ -7,7 +7,7 @@ nothing left to publish, whether it sleeps or not: the file system is the fence,
 Only files that were staged before the claim are removed, so a worker that wakes up late spares its successor's files.
 No file is ever taken from a final name: another worker may have published it, and a wrapped key may be the only one.
 
-The manifest is staged last, when archive and key are on the disk. With it a finished archive outlives a process that
+The receipt is staged last, when archive and key are on the disk. With it a finished archive outlives a process that
 could not announce it because the database was away.
 """
 
@@ -30,9 +30,9 @@ from watcher.archiving.files import (
     staged_files,
     writing,
 )
-from watcher.archiving.names import MANIFEST_SUFFIX, staging_name
+from watcher.archiving.names import RECEIPT_SUFFIX, staging_name
 from watcher.errors import ClaimLost, NoSpace, PublishFailed
-from watcher.model import ARCHIVE_SUFFIX, KEY_SUFFIX, Archive
+from watcher.model import ARCHIVE_SUFFIX, KEY_SUFFIX, Archive, ManifestMode, manifest_names
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,10 @@ class ArchiveStore:
         """Return the published wrapped key's path."""
         return self.keys / f"{run_name}{KEY_SUFFIX}"
 
+    def final_manifest(self, archive: Archive) -> Path:
+        """Return the path of the published manifest, which the archive has."""
+        return self.destination / archive.manifest_file
+
     def staged_archive(self, run_name: str, token: str) -> Path:
         """Return the path at which the archive of this claim is written."""
         return self.destination / staging_name(run_name, token, ARCHIVE_SUFFIX)
@@ -70,9 +74,13 @@ class ArchiveStore:
         """Return the path at which the wrapped key of this claim waits for its archive."""
         return self.keys / staging_name(run_name, token, KEY_SUFFIX)
 
-    def staged_manifest(self, run_name: str, token: str) -> Path:
+    def staged_manifest(self, run_name: str, token: str, mode: ManifestMode) -> Path:
+        """Return the path at which the manifest of this claim waits for its archive."""
+        return self.destination / staging_name(run_name, token, mode.suffix)
+
+    def staged_receipt(self, run_name: str, token: str) -> Path:
         """Return the path of the file that says that the archive of this claim is finished."""
-        return self.destination / staging_name(run_name, token, MANIFEST_SUFFIX)
+        return self.destination / staging_name(run_name, token, RECEIPT_SUFFIX)
 
     def stage_key(self, run_name: str, token: str, wrapped: bytes) -> str:
         """Write the wrapped key, mode 0600, to the disk beside its final name; return its SHA-256.
@@ -88,42 +96,42 @@ class ArchiveStore:
 
     def refuse_foreign(self, run_name: str) -> None:
         """Raise PublishFailed if a file stands under a final name already."""
-        for path in (self.final_archive(run_name), self.final_key(run_name)):
+        for path in self._final_names(run_name):
             if os.path.lexists(path):
                 raise PublishFailed(
                     f"'{path}' exists and is not of this attempt; it is never overwritten: "
                     "move it away, then `dataflow_archive retry` the run"
                 )
 
-    def stage_manifest(self, run_name: str, archive: Archive) -> None:
-        """Write the file that says that an archive is finished. All three files are then on the disk.
+    def stage_receipt(self, run_name: str, archive: Archive) -> None:
+        """Write the file that says that an archive is finished. All its files are then on the disk.
 
         Raises NoSpace when that fails.
         """
-        manifest = self.staged_manifest(run_name, archive.token)
-        remove(manifest)  # left by a try that failed
-        with writing(manifest, 0o600) as file:
+        receipt = self.staged_receipt(run_name, archive.token)
+        remove(receipt)  # left by a try that failed
+        with writing(receipt, 0o600) as file:
             file.write(json.dumps(archive.to_document()).encode())
         self.sync()
 
     def is_finished(self, run_name: str, token: str) -> bool:
         """Say whether the claim `token` has staged a whole archive: one that may be adopted. Raises NoSpace."""
-        return any(self.manifests(run_name, (token,)))
+        return any(self.receipts(run_name, (token,)))
 
-    def manifests(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
-        """Yield the archives that the claims `tokens` had finished. A manifest that is not whole is skipped.
+    def receipts(self, run_name: str, tokens: Sequence[str]) -> Iterator[Archive]:
+        """Yield the archives that the claims `tokens` had finished. A receipt that is not whole is skipped.
 
-        Raises NoSpace when a manifest cannot be read: the archive that it names must not be removed.
+        Raises NoSpace when a receipt cannot be read: the archive that it names must not be removed.
         """
         for token in tokens:
-            words = content_of(self.staged_manifest(run_name, token))
+            words = content_of(self.staged_receipt(run_name, token))
             try:
                 yield Archive.from_document(json.loads(words))
             except (ValueError, TypeError, AttributeError):
                 continue
 
     def publish(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> None:
-        """Give both staged files of an announced archive their final names, the key first, down to the disk.
+        """Give the staged files of an announced archive their final names, the archive last, down to the disk.
 
         After that nothing that is staged for the run is wanted any more, and it is removed. A file that has
         its name already is left. `moved` is told of bytes that are read. Raises ClaimLost when a file is
@@ -147,7 +155,7 @@ class ArchiveStore:
     def adopt(self, run_name: str, archive: Archive, moved: Callable[[int], object] = _unseen) -> bool:
         """Complete the publishing of an announced archive that an interrupted attempt left.
 
-        Returns whether both files are there, staged or under their final names, and with the digests that
+        Returns whether all its files are there, staged or under their final names, and with the digests that
         the document has; otherwise nothing gets a name. Raises what `publish` raises.
         """
         self._refuse_another_place()
@@ -160,23 +168,34 @@ class ArchiveStore:
 
     def has_begun(self, run_name: str) -> bool:
         """Say whether a file stands under one of the final names."""
-        return any(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
+        return any(map(os.path.lexists, self._final_names(run_name)))
 
     def is_published(self, run_name: str) -> bool:
-        """Say whether files stand under both final names."""
+        """Say whether files stand under the final names of key and archive, which come first and last."""
         return all(os.path.lexists(path) for path in (self.final_archive(run_name), self.final_key(run_name)))
 
     def _moves(self, run_name: str, archive: Archive) -> tuple[tuple[Path, Path, str], ...]:
-        token = archive.token
+        token, mode = archive.token, archive.manifest_mode
+        manifest = (
+            self.staged_manifest(run_name, token, mode), self.final_manifest(archive), archive.manifest_sha256
+        )  # fmt: skip
         return (
             (self.staged_key(run_name, token), self.final_key(run_name), archive.key_sha256),
+            *((manifest,) if archive.manifest_file else ()),
             (self.staged_archive(run_name, token), self.final_archive(run_name), archive.sha256),
         )
 
+    def _final_names(self, run_name: str) -> tuple[Path, ...]:
+        manifests = (self.destination / name for name in manifest_names(run_name))
+        return self.final_archive(run_name), self.final_key(run_name), *manifests
+
     def _all_staged(self, run_name: str, token: str) -> tuple[Path, ...]:
-        # The manifest first: it must not name files that are gone.
-        manifest = self.staged_manifest(run_name, token)
-        return manifest, self.staged_key(run_name, token), self.staged_archive(run_name, token)
+        # The receipt first: it must not name files that are gone.
+        receipt = self.staged_receipt(run_name, token)
+        manifests = (
+            self.staged_manifest(run_name, token, mode) for mode in (ManifestMode.ENCRYPTED, ManifestMode.CLEAR)
+        )
+        return receipt, self.staged_key(run_name, token), *manifests, self.staged_archive(run_name, token)
 
     def staged_tokens(self, run_name: str) -> tuple[str, ...]:
         """Return the tokens of all files that are staged for this run now."""

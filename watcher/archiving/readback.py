@@ -14,6 +14,9 @@ from watcher.archiving.files import StagedFile, disk_trouble
 from watcher.archiving.pagecache import drop, is_cached
 from watcher.job import Job
 
+DROP_PAUSES_SECONDS = (0.0, 0.01, 0.1)
+"""Before each try to drop a window from the page cache. Linux keeps a page that somebody else just looks at."""
+
 
 class Readback:
     """A file that one thread writes and another one reads: whole windows from the device, and the rest at the end."""
@@ -76,11 +79,13 @@ class Readback:
         if self._is_whole:
             os.posix_fadvise(self._descriptor, start, 0, os.POSIX_FADV_DONTNEED)
             return None
-        self._job.on_storage(self._drop, self._path)(start)
-        if is_cached(self._descriptor, start + self._file.window_bytes // 2):
-            self._follows = False
-            return self._next_window_end()
-        return start + self._file.window_bytes
+        for pause in DROP_PAUSES_SECONDS:
+            self._job.cancelled.wait(pause)
+            self._job.on_storage(self._drop, self._path)(start)
+            if not is_cached(self._descriptor, start + self._file.window_bytes // 2):
+                return start + self._file.window_bytes
+        self._follows = False
+        return self._next_window_end()
 
     def _is_there(self, start: int) -> bool:
         """Say whether the window at `start`, and the one after it, have been written."""

@@ -6,11 +6,14 @@ Each step raises an error of ours when it cannot go on; `watcher.archiving.endin
 from __future__ import annotations
 
 import logging
+import os
 
 from watcher import openpgp
 from watcher.archiving.adoption import adopted
 from watcher.archiving.attempt import Attempt
+from watcher.archiving.completion import complete
 from watcher.archiving.files import version_of, writing
+from watcher.archiving.members import Members, members_of
 from watcher.archiving.pace import Paced
 from watcher.archiving.validation import reread, validating
 from watcher.errors import RunNotSettled, ValidateFailed
@@ -30,8 +33,9 @@ def archive_and_record(attempt: Attempt) -> None:
     if archive is None:
         still = _archivable(attempt)
         key = openpgp.FileKey.generate()
-        encrypted = _encrypt(attempt, key, still)
-        archive = _wrap(attempt, encrypted, key, still)
+        with members_of(attempt, still) as members:
+            encrypted = _encrypt(attempt, key, still, members)
+            archive = complete(attempt, encrypted, key, still, members)
         attempt.await_quiet(still)
         _publish(attempt, archive, encrypted, still)
     attempt.wait_out(lambda: attempt.lease.write(attempt.parts.statusdb.record, archive), "record")
@@ -55,15 +59,18 @@ def _archivable(attempt: Attempt) -> Stillness:
     return attempt.still
 
 
-def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> EncryptedArchive:
-    """Stage the archive; prove that the file decrypts to what tar gave, and that the run stood still."""
+def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness, members: Members) -> EncryptedArchive:
+    """Stage the archive; prove that the file decrypts to what tar gave, and that the run stood still.
+
+    `members` takes what was decrypted.
+    """
     settings, job = attempt.parts.settings, attempt.job
     home, mode = settings.gnupg_home, settings.validation
     openpgp.find_recipient(settings.receiver, home, job)  # before hours of work, not after
     staged = attempt.parts.archive_store.staged_archive(attempt.name, attempt.claim.token)
     job.enter(Phase.ARCHIVING, job.size)
     follows = mode is not ValidationMode.AFTER
-    with writing(staged) as file, validating(file, key, job, home, follows) as validation:
+    with writing(staged) as file, validating(file, key, job, home, follows, members.feed) as validation:
         with TarStream(still, job) as tar:
             source = Paced(tar, attempt.parts.pace, job)
             openpgp.encrypt(source, key, job.on_storage(validation.write, staged), job, home, settings.encryption)
@@ -77,45 +84,9 @@ def _encrypt(attempt: Attempt, key: openpgp.FileKey, still: Stillness) -> Encryp
     if mode is ValidationMode.REREAD:
         job.enter(Phase.VALIDATING, digest.size)
         reread(staged, digest.sha256, job)
+    members.finish()
     still.require(with_ends=True)
     return EncryptedArchive(staged, digest, report, version)
-
-
-def _wrap(attempt: Attempt, encrypted: EncryptedArchive, key: openpgp.FileKey, still: Stillness) -> Archive:
-    """Stage the wrapped key and the manifest. A recipient that has expired meanwhile is waited for.
-
-    The file key is in this process only: without the wait, hours of work would be lost.
-    """
-    settings, archive_store, token = attempt.parts.settings, attempt.parts.archive_store, attempt.claim.token
-
-    def wrap() -> tuple[str, str]:
-        recipient = openpgp.find_recipient(settings.receiver, settings.gnupg_home, attempt.job)
-        wrapped = openpgp.wrap(key, recipient, settings.gnupg_home, attempt.job)
-        return recipient.fingerprint, archive_store.stage_key(attempt.name, token, wrapped)
-
-    attempt.job.enter(Phase.WRAPPING)
-    fingerprint, key_sha256 = attempt.wait_out(wrap, "wrap the file key")
-    archive = Archive(
-        file=archive_store.final_archive(attempt.name).name,
-        size=encrypted.file.size,
-        sha256=encrypted.file.sha256,
-        tar_sha256="",
-        tar_blake3=encrypted.tar.stream.blake3,
-        encryption=str(settings.encryption),
-        tar_size=encrypted.tar.stream.size,
-        key_file=archive_store.final_key(attempt.name).name,
-        key_sha256=key_sha256,
-        recipient=fingerprint,
-        members=encrypted.tar.members,
-        warnings=encrypted.tar.warnings,
-        token=token,
-        sentinel=still.sentinel,
-        listing=still.first.digest,
-        top=still.source.top(),
-        excluded=still.first.excluded,
-    )
-    attempt.wait_out(lambda: archive_store.stage_manifest(attempt.name, archive), "stage the manifest")
-    return archive
 
 
 def _publish(attempt: Attempt, archive: Archive, encrypted: EncryptedArchive, still: Stillness) -> None:
@@ -126,10 +97,26 @@ def _publish(attempt: Attempt, archive: Archive, encrypted: EncryptedArchive, st
         if lease.document.get("archive") is None or not lease.is_trusted:
             lease.write(attempt.parts.statusdb.announce, archive)
         if not archive_store.has_begun(attempt.name):
-            if version_of(encrypted.staged) not in (encrypted.version, ""):
-                reread(encrypted.staged, archive.sha256, attempt.job)
+            _require_unchanged(attempt, archive, encrypted)
             still.require()  # at each try, and last: the database may have been away for hours
         archive_store.publish(attempt.name, archive, attempt.job.moved)
 
     attempt.job.enter(Phase.PUBLISHING)
     attempt.wait_out(publish, "publish")
+
+
+def _require_unchanged(attempt: Attempt, archive: Archive, encrypted: EncryptedArchive) -> None:
+    """Raise ValidateFailed if a staged file is not what was validated. An archive is read again if it looks touched.
+
+    A file that is gone was removed by a new holder of the run; `publish` says that.
+    """
+    archive_store, token = attempt.parts.archive_store, archive.token
+    suspects = [(archive_store.staged_key(attempt.name, token), archive.key_sha256)]
+    if archive.manifest_file:
+        manifest = archive_store.staged_manifest(attempt.name, token, archive.manifest_mode)
+        suspects.append((manifest, archive.manifest_sha256))
+    if version_of(encrypted.staged) != encrypted.version:
+        suspects.append((encrypted.staged, archive.sha256))
+    for path, sha256 in suspects:
+        if os.path.lexists(path):
+            reread(path, sha256, attempt.job)

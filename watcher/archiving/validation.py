@@ -7,7 +7,7 @@ ends one of the passes ends the other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,17 +18,25 @@ from watcher.errors import Interrupted, ValidateFailed
 from watcher.job import Job, enough_threads
 from watcher.model import Content, Digest
 
+Saw = Callable[[bytes, Callable[[int], object]], object]
+
 
 @contextmanager
 def validating(
-    file: StagedFile, key: openpgp.FileKey, job: Job, home: Path | None = None, follows: bool = True
+    file: StagedFile,
+    key: openpgp.FileKey,
+    job: Job,
+    home: Path | None = None,
+    follows: bool = True,
+    saw: Saw | None = None,
 ) -> Iterator[Validation]:
     """Have a Validation of a file that is being written; at the end of the context it is over, whatever happened.
 
-    `follows`: it begins while the file still grows, if the file system can do that.
+    `follows`: it begins while the file still grows, if the file system can do that. `saw` is called, in the other
+    thread, with each piece of what was decrypted, and with what notes bytes that move there.
     """
     with job.second_pass() as second:
-        validation = Validation(file, key, second, home, follows)
+        validation = Validation(file, key, second, home, follows, saw)
         try:
             yield validation
         finally:
@@ -46,8 +54,16 @@ def reread(path: Path, sha256: str, job: Job) -> None:
 class Validation:
     """The second pass over an archive. As long as the file grows it has a thread of its own."""
 
-    def __init__(self, file: StagedFile, key: openpgp.FileKey, job: Job, home: Path | None, follows: bool) -> None:
-        self._file, self._key, self._job, self._home = file, key, job, home
+    def __init__(
+        self,
+        file: StagedFile,
+        key: openpgp.FileKey,
+        job: Job,
+        home: Path | None,
+        follows: bool,
+        saw: Saw | None,
+    ) -> None:
+        self._file, self._key, self._job, self._home, self._saw = file, key, job, home, saw
         self._readback = Readback(file, job, follows)
         self._thread: threading.Thread | None = None
         self._digests: tuple[Digest, Content] | None = None
@@ -90,9 +106,13 @@ class Validation:
         if self._thread is not None:
             self._thread.join()
 
+    def _take(self, data: bytes) -> None:
+        if self._saw is not None:
+            self._saw(data, self._job.moved)
+
     def _run(self) -> None:
         try:
             with self._readback:
-                self._digests = openpgp.validate(self._readback.read, self._key, self._job, self._home)
+                self._digests = openpgp.validate(self._readback.read, self._key, self._job, self._home, self._take)
         except Exception as error:  # noqa: BLE001  # raised in the worker's thread
             self._error = error

@@ -97,7 +97,7 @@ class Worker:
         return (
             is_own
             or archive_store.has_begun(name)
-            or any(archive_store.manifests(name, archive_store.staged_tokens(name)))
+            or any(archive_store.receipts(name, archive_store.staged_tokens(name)))
         )
 
     @contextmanager

@@ -14,11 +14,11 @@ from watcher.commands.exit_codes import FAILED, OK
 from watcher.commands.shared import config_path, counted, load, observations, pause
 from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
-from watcher.journal import printable
 from watcher.model import Encryption
 from watcher.process import low_limits
 from watcher.source import State, file_system_type
 from watcher.tar import tar_version
+from watcher.text import printable
 from watcher.wiring import archives, daemon, sites
 
 GOOD, WARN, FAIL = "ok", "warn", "FAIL"

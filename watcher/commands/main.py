@@ -18,7 +18,7 @@ from watcher import process
 from watcher.commands.exit_codes import CANCELLED, FAILED, MISCONFIGURED, OK, TERMINATED
 from watcher.commands.parser import parser
 from watcher.errors import ConfigError, WatcherError
-from watcher.journal import printable
+from watcher.text import printable
 
 LONG_RUNNING = ("watch", "once")
 """These obey signals by themselves, and print nothing."""

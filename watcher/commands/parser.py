@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher import __version__
+from watcher.text import duration
 
 DESCRIPTION = """\
 Watch sequencing runs, and archive each one that is complete: tar, encrypt with a key of its own,
@@ -32,6 +33,19 @@ exit codes:
 WITHOUT_COMMAND = "watch"
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Takes options before, between and behind arguments. By itself argparse refuses an argument behind an option."""
+
+    _is_within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse. `parse_known_intermixed_args` calls this function again, and does not know what `--` means."""
+        if self._is_within or "--" in args:
+            return super().parse_known_args(args, namespace)
+        self._is_within = True
+        return self.parse_known_intermixed_args(args, namespace)
+
+
 class Command(NamedTuple):
     """A command: `watcher.commands.<name>` has its `run(options)`, which returns the exit code."""
 
@@ -49,9 +63,39 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
+def _list(parser: argparse.ArgumentParser) -> None:
+    _run_name(parser)
+    parser.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", default=[],
+        help="only members that match, or lie in a directory that does; as in tar_exclusions",
+    )  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the manifest's own lines: one about the archive first")
+    form.add_argument("--sha256sum", action="store_true", help="print what `sha256sum -c` reads, for regular files")
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="the runs of these names")
+    parser.set_defaults(refuse=parser.error)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="all that are encrypted, the longest not verified first")
+    which.add_argument(
+        "--older-than", type=duration, metavar="TIME", help="those of them that were verified longer ago, as in 150d"
+    )
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="begin no run after this time, as in 2h")
+    parser.add_argument(
+        "--content", action="store_true",
+        help="decrypt, and compare each member with the manifest; needs the private key",
+    )  # fmt: skip
+
+
 def _restore(parser: argparse.ArgumentParser) -> None:
     _run_name(parser)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the run directory shall appear")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="PATTERN",
+        help="restore only members that match, or lie in a directory that does; as in tar_exclusions",
+    )  # fmt: skip
     parser.add_argument(
         "--same-owner", action="store_true",
         help="give files the owners that they had, as only root can; otherwise they belong to who restores",
@@ -71,6 +115,8 @@ COMMANDS = (
     Command("check", "tell, a line each, whether this machine and its configuration are fit to archive"),
     Command("status", "show the runs that are not encrypted, why, and how many there are of each status", _status),
     Command("retry", "set a failed run to pending, its failures forgotten", _run_name),
+    Command("list", "show what a run's archive holds, as its manifest says", _list),
+    Command("verify", "tell whether archives are still what was recorded", _verify),
     Command("restore", "unwrap, decrypt, compare with what was recorded, and extract a run", _restore),
     Command("demo", "archive and restore a small run in a temporary directory; needs only gpg and tar", _demo),
 )
@@ -79,7 +125,7 @@ COMMANDS = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser. What it returns for a command line has the command's name as `command`."""
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _CommandParser(add_help=False)
     shared.add_argument(
         "-c", "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS,
         help="the configuration; without it $ARCHIVE_CONFIG, else ~/conf/df_archive.yaml",
@@ -90,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     top.set_defaults(command=WITHOUT_COMMAND)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
     for command in COMMANDS:
         child = commands.add_parser(command.name, help=command.help, description=f"{command.help}.", parents=[shared])
         child.set_defaults(command=command.name)

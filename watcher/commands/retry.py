@@ -6,7 +6,7 @@ import argparse
 
 from watcher.commands.exit_codes import OK
 from watcher.commands.shared import load, statusdb
-from watcher.journal import printable
+from watcher.text import printable
 
 
 def run(options: argparse.Namespace) -> int:

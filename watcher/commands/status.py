@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.filesize import decimal
 
 from watcher.commands import shared
 from watcher.commands.exit_codes import OK
 from watcher.commands.shared import counted, load, observations
+from watcher.commands.table import show
 from watcher.config import Config
-from watcher.journal import printable
-from watcher.model import Document, Status, path_of, status_of
+from watcher.figures import Figures, current_figures
+from watcher.model import Document, Status, lock_name, path_of, phase_of, status_of
 from watcher.source import NOT_THERE, State, unusable_name
 from watcher.statusdb import StatusDB, Unreadable, collision
+from watcher.text import printable
 
-UNBROKEN_COLUMNS = 10_000
-"""The width for a reader that is no terminal, such as grep: one line a run."""
+HEADER = ("run", "status", "worker", "failures", "since (UTC)", "note")
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,31 @@ class Report:
     documents: tuple[Document, ...]
     skipped: tuple[Skipped, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    jobs: tuple[Figures, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object: counts, the run documents, what is skipped, what is unreadable."""
+        """Return the report as a JSON object: counts, run documents, what is skipped, what is unreadable, and `jobs`.
+
+        These are the current figures of the jobs on this host, which `watcher.figures` describes.
+        """
         return {
             "counts": self.counts,
             "runs": list(self.documents),
             "skipped": [vars(one) for one in self.skipped],
             "unreadable": [{"run": one.run_id, "reason": one.reason} for one in self.unreadable],
+            "jobs": [vars(job) for job in self.jobs],
         }
 
     def show(self) -> None:
         """Print the report as a table."""
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=UNBROKEN_COLUMNS)
-        console.print(counted(self.counts))
-        table = Table("run", "status", "worker", "failures", "since (UTC)", "note", box=None, pad_edge=False)
-        for document in self.documents:
-            table.add_row(*map(_cell, _row(document)))
+        print(counted(self.counts))
+        jobs = {job.run: job for job in self.jobs}
+        rows = [_row(document, jobs.get(document["_id"])) for document in self.documents]
         for bad in self.unreadable:
-            note = f"its document: {bad.reason}; mend or delete it"
-            table.add_row(*map(_cell, (bad.run_id, "unreadable", "", "", "", note)))
+            rows.append((bad.run_id, "unreadable", "", "", "", f"its document: {bad.reason}; mend or delete it"))
         for one in self.skipped:
-            table.add_row(*map(_cell, (Path(one.path).name, one.state, "", "", "", f"'{one.path}': {one.reason}")))
-        if table.row_count:
-            console.print(table)
+            rows.append((Path(one.path).name, one.state, "", "", "", f"'{one.path}': {one.reason}"))
+        show(HEADER, rows)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,7 +90,15 @@ def status(config: Config, everything: bool = False) -> Report:
     shown = [status for status in Status if everything or status is not Status.ENCRYPTED]
     documents = [document for status in shown for document in statusdb.with_status(status)]
     skipped = tuple(_skipped(config, statusdb))
-    return Report(statusdb.count_by_status(), tuple(documents), skipped, statusdb.unreadable())
+    jobs = tuple(_jobs_here(config, documents))
+    return Report(statusdb.count_by_status(), tuple(documents), skipped, statusdb.unreadable(), jobs)
+
+
+def _jobs_here(config: Config, documents: Sequence[Document]) -> Iterator[Figures]:
+    """Yield the current figures of each job of the workers that run on this host."""
+    processing = (document for document in documents if status_of(document) is Status.PROCESSING)
+    for worker_id in sorted({str(document.get("worker_id")) for document in processing}):
+        yield from current_figures(config.destination_path / lock_name(worker_id))
 
 
 def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
@@ -115,19 +122,37 @@ def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
             yield Skipped(printable(str(run.path)), "changed", words)
 
 
-def _row(document: Document) -> tuple[str, ...]:
+def _row(document: Document, job: Figures | None) -> tuple[str, ...]:
     absence = "its directory is not on this host" if _is_elsewhere(document) else ""
-    notes = (_progress(document) or _trouble(document), absence)
+    notes = ((_current(job) if job else _recorded(document)) or _trouble(document), absence)
     return (
         document["_id"], document["status"], document.get("worker_id") or "", str(document.get("failure_count", 0)),
         (document.get("updated_at") or "")[:19], "; ".join(filter(None, notes)),
     )  # fmt: skip
 
 
-def _progress(document: Document) -> str:
+def _current(job: Figures) -> str:
+    """Say how far a job is, how fast it goes in this phase, and how long that will last."""
+    if not job.bytes_total:
+        return job.phase
+    words = (
+        f"{job.phase} {_percent(job.bytes_done, job.bytes_total)}",
+        f"{_percent(job.bytes_validated, job.bytes_total)} validated" if job.bytes_validated else "",
+        f"{decimal(job.bytes_per_second)}/s",
+        f"{timedelta(seconds=job.seconds_left)} left" if job.seconds_left is not None else "",
+    )
+    return ", ".join(filter(None, words))
+
+
+def _recorded(document: Document) -> str:
+    """Say how far a run was when its claim was renewed last."""
     claim = document.get("claim") or {}
     total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
-    return f"{claim.get('phase', '')} {100 * done // total} %" if total else str(claim.get("phase", ""))
+    return f"{phase_of(document)} {_percent(done, total)}" if total else phase_of(document)
+
+
+def _percent(done: int, total: int) -> str:
+    return f"{min(100 * done // total, 100)} %"
 
 
 def _trouble(document: Document) -> str:
@@ -147,7 +172,3 @@ def _is_elsewhere(document: Document) -> bool:
     except ValueError:
         return True  # a path with a NUL in it
     return False
-
-
-def _cell(text: str) -> Text:
-    return Text(printable(text))

@@ -6,20 +6,18 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from watcher.config.schema import Config, StatusDBConfig
+from watcher.config.values import ListOf, Parser
 from watcher.errors import ConfigError, remedy
 
-_REASONS = {  # pydantic's kinds of error that can reach an operator
-    "string_type": "is not usable text; write one value",
-    "tuple_type": "is not a list; write [one, two], or [] for none",
-    "model_type": "is not a set of keys; write url and the others beneath it, indented",
-}
+_REFUSED = object()
+"""Stands for a value that was refused."""
 
 
 class _Loader(yaml.BaseLoader):
@@ -43,14 +41,11 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     Raises ConfigError with every problem of the file; no password is in it.
     """
     data, duplicates = _parse(_read(path), path)
-    try:
-        config = Config.model_validate(data, context=environ)
-    except ValidationError as error:
-        # `from None` here and below: the errors of pydantic and PyYAML quote the file, passwords included
-        raise ConfigError([*duplicates, *map(_problem, error.errors())]) from None
-    if duplicates:
-        raise ConfigError(duplicates)
-    return config
+    reader = _Reader(environ)
+    values = reader.section(Config, data)
+    if problems := [*duplicates, *reader.problems]:
+        raise ConfigError(problems)
+    return Config(**values)
 
 
 def _read(path: Path) -> str:
@@ -70,6 +65,7 @@ def _parse(text: str, path: Path) -> tuple[Mapping[str, object], list[str]]:
         node = loader.get_single_node()
         data = loader.construct_document(node) if node else {}
     except yaml.YAMLError as error:
+        # `from None`: PyYAML's error quotes the file, passwords included
         raise ConfigError(f"config file '{path}' is not YAML: {_what_and_where(error, text)}") from None
     if not isinstance(data, Mapping):
         raise ConfigError(f"config file '{path}' is not a set of keys; write lines such as 'log_level: INFO'")
@@ -95,19 +91,66 @@ def _duplicates(node: yaml.Node | None, within: str = "") -> Iterator[str]:
         yield from _duplicates(value, f"{name}.")
 
 
-def _problem(error: ErrorDetails) -> str:
-    key, kind = ".".join(map(str, error["loc"])), error["type"]
-    if kind == "missing":
-        fields = (Config if len(error["loc"]) == 1 else StatusDBConfig).model_fields
-        return f"{key}: missing; give {fields[str(error['loc'][-1])].description}"
-    if kind in ("extra_forbidden", "invalid_key"):
-        # YAML reads `{password:x}` as a key, and the password is in it.
-        return f"{re.sub('(?<=[:=]).+', '...', key)}: not a key; {_suggestion(str(error['loc'][-1]))}"
-    if kind == "literal_error":
-        allowed = error["ctx"]["expected"].replace("'", "")
-        return f"{key}: {_shown(key, error['input'])} is not allowed; write {allowed}"
-    reason = _REASONS.get(kind, error["msg"].removeprefix("Value error, "))
-    return f"{key}: {_shown(key, error['input'])} {reason}"
+class _Reader:
+    """Makes values of what was written, and collects all that is wrong with it."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def section(self, kind: type, given: Mapping[Any, object], within: str = "") -> dict[str, Any]:
+        """Return the values of the keys of a section, without those that are refused. A key without a value is none."""
+        known = {each.name: each for each in fields(kind)}
+        found = dict[str, Any]()
+        for name, each in known.items():
+            value = self._value(f"{within}{name}", each, given.get(name), found)
+            if value is not _REFUSED:
+                found[name] = value
+        for name in given:
+            if name not in known:
+                # YAML reads `{password:x}` as a key, and the password is in it.
+                shown = re.sub("(?<=[:=]).+", "...", f"{within}{name}")
+                self.problems.append(f"{shown}: not a key; {_suggestion(str(name))}")
+        return found
+
+    def _value(self, key: str, each: Field[Any], given: object, found: Mapping[str, Any]) -> Any:
+        about = each.metadata
+        if given is None and each.default is MISSING and each.default_factory is MISSING:
+            self.problems.append(f"{key}: missing; give {about['about']}")
+            return _REFUSED
+        if "section" in about:
+            return self._subsection(key, about["section"], given)
+        written = each.default_factory() if given is None and each.default_factory is not MISSING else given
+        written = each.default if written is None else written
+        value = None if written is None else self._parsed(key, written, about["parse"])
+        if about["check"] is None or value is _REFUSED:
+            return value
+        return self._tried(key, given, lambda _: about["check"](value, found, self._environ))
+
+    def _subsection(self, key: str, kind: type, given: object) -> Any:
+        if not isinstance(given, Mapping):
+            words = "is not a set of keys; write url and the others beneath it, indented"
+            self.problems.append(f"{key}: {_shown(key, given)} {words}")
+            return _REFUSED
+        before = len(self.problems)
+        values = self.section(kind, given, f"{key}.")
+        return kind(**values) if len(self.problems) == before else _REFUSED
+
+    def _parsed(self, key: str, value: object, parse: Parser | ListOf) -> Any:
+        if not isinstance(parse, ListOf):
+            return self._tried(key, value, parse)
+        if not isinstance(value, list | tuple):
+            self.problems.append(f"{key}: {_shown(key, value)} is not a list; write [one, two], or [] for none")
+            return _REFUSED
+        items = [self._tried(f"{key}.{number}", item, parse.parse_item) for number, item in enumerate(value)]
+        return _REFUSED if _REFUSED in items else tuple(items)
+
+    def _tried(self, key: str, value: object, parse: Parser) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.problems.append(f"{key}: {_shown(key, value)} {error}")
+            return _REFUSED
 
 
 def _shown(key: str, value: object) -> str:
@@ -118,7 +161,7 @@ def _shown(key: str, value: object) -> str:
 
 
 def _suggestion(name: str) -> str:
-    known = {each: each for each in Config.model_fields}
-    known |= {each: f"statusdb.{each}" for each in StatusDBConfig.model_fields}
+    known = {each.name: each.name for each in fields(Config)}
+    known |= {each.name: f"statusdb.{each.name}" for each in fields(StatusDBConfig)}
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {known[near[0]]}?" if near else f"remove it; known are {', '.join(known.values())}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from watcher.archiving import LeaseKeeper, StaleClaims
 from watcher.daemon.waiting import WaitingRuns
 from watcher.errors import StatusDBUnavailable
 from watcher.statusdb import StatusDB
+
+BRIEF_SECONDS = 1.0
+"""A phase that is over sooner is not written down: a small run would cost more writes than work."""
 
 CHECK_SECONDS = 2.0
 """How often a job is checked for a stall."""
@@ -29,17 +33,29 @@ class Claims:
         self._abort = abort
 
     def keep(self) -> None:
-        """Renew all leases, and let the runs of stale claims wait for a thread, again and again."""
-        while not self._abort.wait(self._leases.pause_seconds):
-            self._leases.renew_all()
-            try:
-                processing = self._statusdb.processing()
-            except StatusDBUnavailable as error:
-                logger.warning("cannot look for stale claims: %s", error)
-                continue
-            others = [document for document in processing if not self._leases.holds(document)]
-            for document in self._stale.observe(others):
-                self._waiting.put_stale(document)
+        """Renew all leases, and let the runs of stale claims wait for a thread, again and again.
+
+        A phase that a job has entered is written down at once, and not at the next renewal.
+        """
+        due = time.monotonic() + self._leases.pause_seconds
+        while not self._abort.is_set():
+            if self._leases.rest(due - time.monotonic()):
+                self._abort.wait(BRIEF_SECONDS)
+                self._leases.renew_entered()
+            if time.monotonic() >= due:
+                self._leases.renew_all()
+                self._look_for_stale()
+                due = time.monotonic() + self._leases.pause_seconds
+
+    def _look_for_stale(self) -> None:
+        try:
+            processing = self._statusdb.processing()
+        except StatusDBUnavailable as error:
+            logger.warning("cannot look for stale claims: %s", error)
+            return
+        others = [document for document in processing if not self._leases.holds(document)]
+        for document in self._stale.observe(others):
+            self._waiting.put_stale(document)
 
     def end_stalled(self, limit_seconds: float) -> None:
         """End each job in which nothing has moved for so long, again and again.

@@ -14,6 +14,7 @@ from watcher.daemon.rescans import Rescans, Sources
 from watcher.daemon.settings import Settings
 from watcher.daemon.waiting import WaitingRuns
 from watcher.discovery import Arrivals, Feed, Noticed, Observer, Places, Registrar
+from watcher.figures import FiguresServer
 from watcher.metrics import Metrics
 from watcher.model import Document, Run, Status
 from watcher.statusdb import StatusDB
@@ -27,6 +28,7 @@ class Parts:
     archive_store: ArchiveStore
     worker: Worker
     leases: LeaseKeeper
+    figures: FiguresServer
     places: Places
     observe: Callable[..., Observer]
     metrics: Metrics

@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from watcher.errors import ConfigError, remedy
+from watcher.model import lock_name
 
 
 def lock_file(destination: Path, worker_id: str) -> Path:
     """Return the path of the file that `worker_lock` locks."""
-    return destination / f".dataflow_archive.{quote(worker_id, safe='')}.lock"
+    return destination / lock_name(worker_id)
 
 
 @contextmanager

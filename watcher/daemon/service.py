@@ -21,8 +21,8 @@ from watcher.daemon.health import Health
 from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier
 from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
-from watcher.journal import printable
 from watcher.model import Progress
+from watcher.text import printable
 
 TICK_SECONDS = 2.0
 """How often the main thread looks at the others, and feeds the watchdog; more often if systemd wants that."""
@@ -50,6 +50,7 @@ class Service:
         self._statusdb = parts.statusdb
         self._worker = parts.worker
         self._leases = parts.leases
+        self._figures = parts.figures
         self._notifier = notifier
         self._abort = abort
         self._stopping = threading.Event()
@@ -108,6 +109,8 @@ class Service:
 
     def _begin_work(self) -> None:
         self._start("lease", self._flow.claims.keep)
+        if self._figures.open():
+            self._start("figures", self._figures.serve)
         self._start("stalls", lambda: self._flow.claims.end_stalled(self._settings.stall_limit))
 
     def _start(self, name: str, target: Callable[[], None]) -> None:
@@ -149,6 +152,8 @@ class Service:
         self._flow.arrivals.end()
         self._flow.dispatcher.shutdown()
         self._abort.set()
+        self._leases.wake()
+        self._figures.close()
         self._statusdb.close()
         signals.ignore()
         logger.info("ended; %s", self._flow.counted())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -60,7 +60,7 @@ TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
 }
 """For each event: the statuses it may meet, and those it may lead to."""
 
-_OF_ARCHIVED = ("archive", "changed_since")
+_OF_ARCHIVED = ("archive", "changed_since", "verified")
 
 
 class IllegalTransition(WatcherError):
@@ -108,6 +108,11 @@ def live_tokens(document: Document) -> set[str]:
 def is_held(document: Document, token: str) -> bool:
     """Say whether the claim `token` still holds the document."""
     return status_of(document) is Status.PROCESSING and token_of(document) == token
+
+
+def phase_of(document: Document) -> str:
+    """Return the phase that the document's claim was in when it was last renewed; empty without a claim."""
+    return str((document.get("claim") or {}).get("phase", ""))
 
 
 def has_ended(document: Document, token: str) -> bool:
@@ -226,6 +231,30 @@ def retried(document: Document, now: datetime) -> Document:
 def changed_since(document: Document, now: datetime) -> Document:
     """Return the document of an archived run whose source has been found to have changed since."""
     return {**document, "changed_since": timestamp(now), "updated_at": timestamp(now)}
+
+
+def verified(document: Document, with_content: bool, problem: str, now: datetime) -> Document:
+    """Return the document of an archived run that was compared with what is stored; `problem` is empty if it fits.
+
+    `at` is when its files were compared last, `content_at` when what is in them was. What was wrong stays until a pass
+    of the same kind finds it right. `updated_at` stays: it says when the run was archived.
+    """
+    at, words = timestamp(now), writable(problem)
+    found = {**(document.get("verified") or {}), "at": at, "problem": words}
+    content = {"content_at": at, "content_problem": words} if with_content else {}
+    return {**document, "verified": {**found, **content}}
+
+
+def verified_at(document: Document, with_content: bool) -> datetime:
+    """Return when an archived run was proven last: verified (its content, if that counts), or else archived."""
+    found = document.get("verified") or {}
+    for text in (found.get("content_at" if with_content else "at"), document.get("updated_at")):
+        try:
+            at = datetime.fromisoformat(text or "")
+        except ValueError:
+            continue
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return datetime.min.replace(tzinfo=UTC)
 
 
 def noted(document: Document, error: WatcherError, now: datetime) -> Document:

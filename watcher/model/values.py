@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from watcher.model.names import CLEAR_MANIFEST_SUFFIX, MANIFEST_SUFFIX
+
 Document = dict[str, Any]
 
 MAX_FAILURES = 3
@@ -17,15 +19,6 @@ MAX_FAILURES = 3
 
 MAX_INTEGER = 2**63 - 1
 """No size and no count of ours is larger, and none is negative."""
-
-
-ARCHIVE_SUFFIX = ".tar.gpg"
-KEY_SUFFIX = ".key.gpg"
-
-NAME_MAX = 255
-"""Bytes in a file name, as all of Linux's local file systems have it."""
-
-MAX_RUN_NAME_BYTES = NAME_MAX - max(len(ARCHIVE_SUFFIX), len(KEY_SUFFIX))
 
 
 class Status(StrEnum):
@@ -99,11 +92,11 @@ class Content:
 
 @dataclass(frozen=True)
 class TarReport:
-    """What tar gave: its stream's digest, how many members, and its harmless warnings."""
+    """What tar gave: its stream's digest, its harmless warnings, and its own version."""
 
     stream: Content
-    members: int
     warnings: tuple[str, ...]
+    version: str = ""
 
 
 class Encryption(StrEnum):
@@ -111,6 +104,19 @@ class Encryption(StrEnum):
 
     MDC = "mdc"
     OCB = "ocb"
+
+
+class ManifestMode(StrEnum):
+    """How the list of a run's members is stored: encrypted to the recipient, for all to read, or not at all."""
+
+    ENCRYPTED = "encrypted"
+    CLEAR = "clear"
+    NONE = "none"
+
+    @property
+    def suffix(self) -> str:
+        """What the name of the file ends in; empty for NONE."""
+        return {ManifestMode.ENCRYPTED: MANIFEST_SUFFIX, ManifestMode.CLEAR: CLEAR_MANIFEST_SUFFIX}.get(self, "")
 
 
 class ValidationMode(StrEnum):
@@ -138,7 +144,8 @@ class Archive:
     `tar_blake3` is of what is in it; archives of earlier versions have `tar_sha256` instead, which is empty otherwise.
     `token` is that of the claim that staged it, `sentinel` the version of the one that had made the run ready,
     `listing` the digest of what the run held, `top` the version of its top directory, and `excluded` how many entries
-    tar_exclusions left out, those below a directory that was left out not counted.
+    tar_exclusions left out, those below a directory that was left out not counted. `manifest_file` is empty where there
+    is no manifest.
     """
 
     file: str
@@ -158,6 +165,17 @@ class Archive:
     excluded: int = 0
     tar_blake3: str = ""
     encryption: str = str(Encryption.MDC)
+    key_size: int = 0
+    manifest_file: str = ""
+    manifest_size: int = 0
+    manifest_sha256: str = ""
+
+    @property
+    def manifest_mode(self) -> ManifestMode:
+        """How the manifest is stored."""
+        if not self.manifest_file:
+            return ManifestMode.NONE
+        return ManifestMode.ENCRYPTED if self.manifest_file.endswith(MANIFEST_SUFFIX) else ManifestMode.CLEAR
 
     def to_document(self) -> Document:
         """Return the JSON object for the run document."""

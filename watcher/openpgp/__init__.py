@@ -7,10 +7,10 @@ validates, restoring decrypts; both get gpg's failures as errors of ours, with g
 from __future__ import annotations
 
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import gpg_version, require
-from watcher.openpgp.keyring import find_recipient, unwrap, wrap
-from watcher.openpgp.recipient import Recipient
-from watcher.openpgp.streams import Source, decrypt, encrypt, validate
+from watcher.openpgp.gpg import gpg_version, known_version, require
+from watcher.openpgp.keyring import find_recipient, key_ids, unwrap, wrap
+from watcher.openpgp.recipient import Recipient, openers
+from watcher.openpgp.streams import Source, decrypt, encrypt, encrypt_to, validate
 
 __all__ = [
     "FileKey",
@@ -18,8 +18,12 @@ __all__ = [
     "Source",
     "decrypt",
     "encrypt",
+    "encrypt_to",
     "find_recipient",
     "gpg_version",
+    "key_ids",
+    "known_version",
+    "openers",
     "require",
     "unwrap",
     "validate",

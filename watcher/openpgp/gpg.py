@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 from contextlib import closing
@@ -12,10 +11,10 @@ from typing import Any
 
 import gnupg
 
-from watcher.errors import CannotRun, RecipientUnusable
+from watcher.errors import CannotRun, NotTheRunsFault, RecipientUnusable, WrapFailed
 from watcher.job import Job, enlarge, kill, start_child
 from watcher.model import Encryption
-from watcher.process import gpg_environment
+from watcher.process import ProgramFile, gpg_environment, program_file
 
 BUFFER_BYTES = 1 << 20
 """So many bytes are handed on at once. python-gnupg's default of 16 KiB costs a third of the throughput."""
@@ -51,9 +50,7 @@ FORMATS = {Encryption.MDC: ("--rfc4880", *_FORMAT), Encryption.OCB: ("--gnupg", 
 WITHOUT_KEYS = ("--no-keyring",)
 """For streams under a file key. gpg would lock the keyring, which fails in a home that is full or read-only."""
 
-_File = tuple[str, int, int, int]
-
-_known: dict[_File | None, dict[str, Any]] = {}
+_known: dict[ProgramFile | None, dict[str, Any]] = {}
 """What python-gnupg has set up after it has asked gpg for its version, for each program file. It would ask each time:
 half of a small run's gpg starts were this question."""
 
@@ -74,7 +71,7 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
             raise RecipientUnusable(f"gnupg_home: '{home}' is not a directory; name the one that holds the keyring")
         # We compare and show gpg's words, which we know in the locale C only.
         environment, gnupghome = {**_terminal(), **gpg_environment()}, str(home) if home else None
-        if (file := _program_file()) in _known:
+        if (file := program_file("gpg")) in _known:
             self.__dict__ |= {**_known[file], "env": environment, "gnupghome": gnupghome}
             return
         own = set(self.__dict__)
@@ -116,18 +113,14 @@ class GPG(gnupg.GPG):  # type: ignore[misc]  # python-gnupg has no types
         return self.process
 
 
-def _program_file() -> _File | None:
-    """Return what tells gpg's program file from any other, and from a later one; None if there is none."""
-    try:
-        status = os.stat(path := shutil.which("gpg") or "")
-    except OSError:
-        return None
-    return path, status.st_dev, status.st_ino, status.st_mtime_ns
-
-
 def gpg_version(home: Path | None) -> str:
     """Ask gpg for its version, and return it. Raises CannotRun, or RecipientUnusable when `home` is no directory."""
     _known.clear()
+    return known_version(home)
+
+
+def known_version(home: Path | None) -> str:
+    """Return the version of the gpg that is in use. Raises as `gpg_version` does."""
     with closing(GPG(home)) as gpg:
         return ".".join(map(str, gpg.version or ("unknown",)))
 
@@ -151,6 +144,16 @@ def _terminal() -> dict[str, str]:
 def succeeded(result: Any) -> bool:
     """Say whether gpg ended well, by python-gnupg's result."""
     return bool(result.ok) and result.returncode == 0
+
+
+def not_encrypted_to(fingerprint: str, result: Any, what: str) -> NotTheRunsFault:
+    """Return the error for what gpg did not encrypt to a public key: whether a person must mend that key, or not."""
+    if "INV_RECP" in result.stderr or "No public key" in result.stderr:
+        return RecipientUnusable(
+            f"gpg_receiver: gpg refuses key {fingerprint} ({result.status_detail or result.status}); "
+            f"import a usable public key: gpg --import FILE"
+        )
+    return WrapFailed(f"gpg could not {what} to {fingerprint}: {gpg_words(result)}")
 
 
 def gpg_words(result: Any) -> str:

@@ -11,8 +11,8 @@ from watcher.errors import RecipientUnusable, WrapFailed
 from watcher.job import Job, enough_threads
 from watcher.model import Encryption
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import FORMATS, GPG, KEYRING_SECONDS, gpg_words, succeeded
-from watcher.openpgp.recipient import Recipient, choose, search_words
+from watcher.openpgp.gpg import FORMATS, GPG, KEYRING_SECONDS, gpg_words, not_encrypted_to, succeeded
+from watcher.openpgp.recipient import Recipient, choose, ids, search_words
 
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
@@ -41,12 +41,7 @@ def wrap(
         wrapped = bytes(result.data)
         recipient.require(wrapped)
         return wrapped
-    if "INV_RECP" in result.stderr or "No public key" in result.stderr:
-        raise RecipientUnusable(
-            f"gpg_receiver: gpg refuses key {recipient.fingerprint} ({result.status_detail or result.status}); "
-            f"import a usable public key: gpg --import FILE"
-        )
-    raise WrapFailed(f"gpg could not wrap the file key to {recipient.fingerprint}: {gpg_words(result)}")
+    raise not_encrypted_to(recipient.fingerprint, result, "wrap the file key")
 
 
 def unwrap(wrapped: bytes, home: Path | None = None) -> FileKey:
@@ -75,6 +70,14 @@ def find_recipient(
     is meant, naming each with its fault, and the job's reason if it was cancelled.
     """
     return choose(receiver, _list_keys(search_words(receiver), home, job, limit_seconds))
+
+
+def key_ids(fingerprint: str, home: Path | None = None) -> frozenset[str]:
+    """Return the ids of the keys that a recorded recipient may open a message with; empty if the keyring has none.
+
+    Raises RecipientUnusable when the keyring cannot be read.
+    """
+    return ids(fingerprint, _list_keys(fingerprint, home, None, KEYRING_SECONDS))
 
 
 def _list_keys(receiver: str, home: Path | None, job: Job | None, limit_seconds: float) -> list[dict[str, Any]]:

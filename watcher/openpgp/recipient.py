@@ -28,6 +28,9 @@ _FAULTS = {"e": "has expired", "r": "is revoked", "i": "is invalid"}
 _SESSION_KEY, _ENCRYPTED_DATA = 1, 18
 """Packet tags of RFC 4880: a session key for one public key, and the data with integrity protection."""
 
+_SYMMETRIC = "packet 3"
+"""How `_key_ids` shows a session key for a passphrase."""
+
 _LENGTH_BYTES = (1, 2, 4, 0)
 _ONE_BYTE, _TWO_BYTES, _FOUR_BYTES = 192, 224, 255
 
@@ -52,11 +55,14 @@ class Recipient:
         """The name to give to gpg."""
         return f"{self.fingerprint}!" if self.is_exact else self.fingerprint
 
-    def require(self, wrapped: bytes) -> None:
-        """Raise RecipientUnusable unless `wrapped` is encrypted to this recipient and to no other key."""
-        used = _key_ids(wrapped)
-        shown = " and ".join(sorted(used))
-        if not used <= self.key_ids:
+    def require(self, message: bytes, has_passphrase: bool = False) -> None:
+        """Raise RecipientUnusable unless a message is encrypted to this recipient and to no other key.
+
+        `has_passphrase`: one passphrase opens it too. The beginning of the message is enough. Raises WrapFailed.
+        """
+        used = _key_ids(message) - ({_SYMMETRIC} if has_passphrase else set())
+        shown = " and ".join(sorted(used)) or "a passphrase alone"
+        if not used or not used <= self.key_ids:
             raise RecipientUnusable(
                 f"gpg_receiver: gpg encrypts to {shown}, and not to '{self.for_gpg}' alone; "
                 "remove recipients from /etc/gnupg/gpg.conf, or additional decryption subkeys (ADSK) from the key"
@@ -142,6 +148,21 @@ def _whole(key: dict[str, Any], digits: str) -> Recipient:
     ids = frozenset(part.key_id for part in _parts(key))
     expires = _first(key["expires"], *_encryption_expiries(key)[-1:])
     return Recipient(key["fingerprint"], _user(key), expires, ids, required)
+
+
+def ids(fingerprint: str, keys: Sequence[dict[str, Any]]) -> frozenset[str]:
+    """Return the key ids of the recorded recipient, of the keys that gpg has listed for it: a whole key's, or one's.
+
+    It may have expired meanwhile. Empty if it is not among them.
+    """
+    parts = [part for key in keys for part in _parts(key)]
+    exact = {part.key_id for part in parts if part.fingerprint == fingerprint and part.info is not part.key}
+    return frozenset(exact or {part.key_id for part in parts})
+
+
+def openers(message: bytes) -> frozenset[str]:
+    """Return the ids of the keys that open a message of gpg. Raises WrapFailed if it is none."""
+    return _key_ids(message)
 
 
 def _parts(key: dict[str, Any]) -> Iterator[_Part]:

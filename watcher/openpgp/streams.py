@@ -18,11 +18,15 @@ from typing import Any, Protocol, cast
 
 from blake3 import blake3
 
-from watcher.errors import EncryptFailed, ValidateFailed
+from watcher.errors import EncryptFailed, ValidateFailed, WrapFailed
 from watcher.job import Job, enough_threads
 from watcher.model import Content, Digest, Encryption
 from watcher.openpgp.filekey import FileKey
-from watcher.openpgp.gpg import FORMATS, GPG, WITHOUT_KEYS, gpg_version, gpg_words, succeeded
+from watcher.openpgp.gpg import FORMATS, GPG, WITHOUT_KEYS, gpg_version, gpg_words, not_encrypted_to, succeeded
+from watcher.openpgp.recipient import Recipient
+
+PACKETS_BYTES = 64 << 10
+"""At a message's beginning, so much has the packets that say who can open it."""
 
 FEED_SECONDS = 5.0
 """After gpg's end so long for the thread that fed it to come back from its last read."""
@@ -63,10 +67,57 @@ def encrypt(
         raise EncryptFailed(f"gpg could not encrypt: {gpg_words(result)}")
 
 
-def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | None = None) -> tuple[Digest, Content]:
-    """Decrypt the stored archive that `read` gives; return the digest of the file and of what was in it.
+def encrypt_to(
+    source: Source,
+    recipient: Recipient,
+    key: FileKey,
+    write: Callable[[bytes], object],
+    job: Job,
+    home: Path | None = None,
+) -> None:
+    """Encrypt `source` to its end to the recipient, so that `key` opens it too: what was written can be validated.
 
-    Raises ValidateFailed when it does not decrypt, the job's reason if it was cancelled.
+    `write` is called with each piece of gpg's output. Raises RecipientUnusable when the recipient's key cannot encrypt,
+    or gpg encrypts to others, what `source.read` or `write` raised, the job's reason if it was cancelled, else
+    WrapFailed.
+    """
+    begin = bytearray()
+
+    def checked(data: bytes) -> None:
+        if len(begin) < PACKETS_BYTES:
+            begin.extend(data[:PACKETS_BYTES])
+        write(data)
+
+    def run(gpg: GPG, feed: _Feed) -> Any:
+        options = [
+            "--encrypt",
+            "--recipient",
+            recipient.for_gpg,
+            "--s2k-cipher-algo",
+            "AES256",
+            *FORMATS[Encryption.MDC],
+        ]
+        return gpg.encrypt_file(
+            feed, None, symmetric="AES256", passphrase=key.reveal(), armor=False, always_trust=True, extra_args=options
+        )  # fmt: skip
+
+    result = _stream(run, source, checked, job, home, WrapFailed("gpg ended before it had read the whole manifest"))
+    if not succeeded(result):
+        raise not_encrypted_to(recipient.fingerprint, result, "encrypt the manifest")
+    recipient.require(bytes(begin), has_passphrase=True)
+
+
+def validate(
+    read: Callable[[int], bytes],
+    key: FileKey,
+    job: Job,
+    home: Path | None = None,
+    saw: Callable[[bytes], object] | None = None,
+) -> tuple[Digest, Content]:
+    """Decrypt the stored file that `read` gives; return the digest of the file and of what was in it.
+
+    `saw` is called with each piece of what was in it. Raises ValidateFailed when it does not decrypt, what `read` or
+    `saw` raised, the job's reason if it was cancelled.
     """
     content, size = blake3(), 0
 
@@ -74,6 +125,8 @@ def validate(read: Callable[[int], bytes], key: FileKey, job: Job, home: Path | 
         nonlocal size
         content.update(data)
         size += len(data)
+        if saw is not None:
+            saw(data)
 
     file = decrypt(read, key, write, job, home)
     return file, Content(size, content.hexdigest())

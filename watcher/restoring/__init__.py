@@ -1,7 +1,8 @@
 """An archived run comes back, compared with what was recorded, and harmless for the user who restores.
 
-`restore` trusts neither the document nor the archive. `Guard` judges each member before tar gets a byte of it. Only
-the command `restore` uses this folder.
+`restore` does not trust the archive. `Guard` judges each member before tar gets a byte of it. What is restored, all or
+chosen members, is compared with the digests that were recorded. Only the command
+`restore` uses this folder.
 """
 
 from __future__ import annotations

@@ -6,133 +6,101 @@ neither the document nor the archive: both may come from somebody with fewer rig
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 import os
-import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
-from blake3 import blake3
-
-from watcher import journal, openpgp
-from watcher.archiving import ArchiveStore
-from watcher.errors import RestoreFailed, UnknownRun, WatcherError
+from watcher import openpgp
+from watcher.errors import RestoreFailed, ValidateFailed, WatcherError
 from watcher.job import Job, enlarge
-from watcher.model import Archive, Digest, Document, Phase, Run, Status, status_of
+from watcher.model import Digest, Phase, Run
 from watcher.process import tar_environment
+from watcher.restoring.choice import Choice, Enough, Everything, Wanted
 from watcher.restoring.guard import Guard
 from watcher.restoring.workshop import by_descriptor, directory, move, workshop
+from watcher.stored import StoredRun
 from watcher.tar import MalformedArchive, MemberWalk
+from watcher.text import printable
+
+END_OF_ARCHIVE = bytes(1024)
+"""Two blocks of zeros, by which tar knows that no member follows."""
 
 WORDS_BYTES = 500
 """So much of tar's last message is quoted in an error."""
-
-MAX_KEY_BYTES = 1 << 20
-"""At most so many bytes of a key file are read. A wrapped key has some hundred."""
 
 logger = logging.getLogger(__name__)
 
 
 class Manner(NamedTuple):
-    """How a run is restored: with the archived owners, with devices and set-uid and set-gid files."""
+    """How a run is restored: with the archived owners, with devices and set-uid and set-gid files.
+
+    `only` are patterns for the members that are wanted; without one, all are.
+    """
 
     same_owner: bool = False
     special: bool = False
+    only: tuple[str, ...] = ()
 
 
 AS_USUAL = Manner()
 
 
 def restore(
-    document: Document,
-    archive_store: ArchiveStore,
+    stored: StoredRun,
     to: Path,
     home: Path | None = None,
     manner: Manner = AS_USUAL,
     warn: Callable[[str], object] = logger.warning,
+    job: Job | None = None,
 ) -> Path:
-    """Extract the run of `document` into the directory `to`; return the restored run directory.
+    """Extract the run into the directory `to`; return the restored run directory. `job` tells how far it is.
 
     Nothing has the run's name in `to` before all was compared. `warn` is given a sentence for each member that is
-    not restored as it was archived. Raises UnknownRun for a run that is not `encrypted`; RestoreFailed when
-    something stands there already, a file is missing, the archive is not the recorded one or is not safe to extract.
+    not restored as it was archived. Raises RestoreFailed when something stands there already, a file is missing, the
+    archive is not the recorded one or is not safe to extract; what `Choice` raises for the patterns in `manner`.
     """
-    name: str = document["_id"]
-    archive = _recorded(document)
-    target = to / name
+    target = to / stored.name
     if not to.is_dir():
         raise RestoreFailed(f"'{to}' is not a directory; create it")
     if os.path.lexists(target):
         raise RestoreFailed(f"'{target}' exists and is not overwritten; choose another directory")
-    guard = Guard(name, manner.special)
+    wanted = Choice(stored, manner.only, home) if manner.only else Everything(stored)
+    guard = Guard(stored.name, manner.special, wanted.wants)
     try:
-        _refuse_other_files(archive, name, archive_store)
         with directory(to) as place, workshop(place, to, warn) as work:
-            _extract(archive, guard, name, archive_store, work, home, manner)
-            move(name, work, place)
+            _extract(stored, guard, wanted, work, home, manner, job or Job(Run(Path(stored.name))))
+            move(stored.name, work, place)
     except (OSError, WatcherError) as error:
-        raise RestoreFailed(journal.printable(f"run '{name}' is not restored: {error}")) from error
+        raise RestoreFailed(printable(f"run '{stored.name}' is not restored: {error}")) from error
     for warning in guard.warnings:
         warn(warning)
     return target
 
 
-def _recorded(document: Document) -> Archive:
-    name, status = document["_id"], document.get("status")
-    if "/" in name or "\0" in name or name in ("", ".", ".."):
-        raise UnknownRun(f"'{name}' is not the name of a run")
-    if status_of(document) is not Status.ENCRYPTED:
-        raise UnknownRun(f"run '{name}' is '{status}', not 'encrypted': there is nothing to restore")
-    try:
-        return Archive.from_document(document["archive"])
-    except (KeyError, TypeError, AttributeError):
-        raise UnknownRun(
-            f"run '{name}' was archived by another program: its document names no digests to compare with; "
-            "restore it with gpg and tar, as the README says"
-        ) from None
-
-
-def _refuse_other_files(archive: Archive, name: str, archive_store: ArchiveStore) -> None:
-    for named, own in (
-        (archive.file, archive_store.final_archive(name)),
-        (archive.key_file, archive_store.final_key(name)),
-    ):
-        if named != own.name:
-            raise RestoreFailed(f"its document names the file '{named}' instead of '{own.name}'; who wrote that?")
-
-
 def _extract(
-    archive: Archive, guard: Guard, name: str, archive_store: ArchiveStore, work: int, home: Path | None, manner: Manner
+    stored: StoredRun, guard: Guard, wanted: Wanted, work: int, home: Path | None, manner: Manner, job: Job
 ) -> None:
-    with _opened(archive_store.final_key(name)) as wrapped:
-        key = openpgp.unwrap(wrapped.read(MAX_KEY_BYTES), home)
-    job = Job(Run(Path(name)))
-    job.enter(Phase.VALIDATING, archive.size)
-    stored = archive_store.final_archive(name)
+    key = stored.file_key(home)
+    job.enter(Phase.VALIDATING, stored.archive.size)
     with (
-        _opened(stored) as file,
+        stored.open_archive() as file,
         tempfile.TemporaryFile() as words,
         job.child(
             _tar_command(manner), stdin=subprocess.PIPE, stderr=words, env=tar_environment(), cwd=by_descriptor(work)
         ) as tar,
     ):
         enlarge(tar.stdin)
-        hasher = blake3() if archive.tar_blake3 else hashlib.sha256()
-        file_digest = _feed(tar, guard, file, key, job, home, hasher.update)
+        file_digest = _feed(tar, guard, wanted, file, key, job, home)
         if _exit_status(tar) != 0:
             words.seek(0)
             lines = os.fsdecode(words.read()[-WORDS_BYTES:]).splitlines()
             raise RestoreFailed(f"tar could not extract: {'; '.join(line.removeprefix('tar: ') for line in lines)}")
-    if file_digest != Digest(archive.size, archive.sha256):
-        raise RestoreFailed(f"'{stored}' is not the archive that was recorded: its SHA-256 or size differs")
-    if hasher.hexdigest() != (archive.tar_blake3 or archive.tar_sha256):
-        raise RestoreFailed(f"'{stored}' decrypts to another content than was recorded")
+    wanted.check(file_digest)
 
 
 def _tar_command(manner: Manner) -> Sequence[str]:
@@ -141,67 +109,63 @@ def _tar_command(manner: Manner) -> Sequence[str]:
     return ["tar", "--extract", "--preserve-permissions", owner, "--file=-"]
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a stored file, which is a regular one, and no link. Raises RestoreFailed."""
-    # Without O_NONBLOCK a FIFO would wait for its writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
-            raise _irregular(path) from error
-        raise RestoreFailed(f"'{path}' cannot be read: {error.strerror}; bring the file back to there") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _irregular(path)
-    return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def _irregular(path: Path) -> RestoreFailed:
-    return RestoreFailed(f"'{path}' is not a regular file; bring the file itself back to there")
-
-
 def _feed(
     tar: subprocess.Popen[bytes],
     guard: Guard,
+    wanted: Wanted,
     file: IO[bytes],
     key: openpgp.FileKey,
     job: Job,
     home: Path | None,
-    saw: Callable[[bytes], object],
-) -> Digest:
-    """Decrypt `file` into tar, member by member; return the file's digest. `saw` is called with all that was in it.
+) -> Digest | None:
+    """Decrypt `file` into tar, member by member, until all that is wanted has passed.
 
-    Raises RestoreFailed at the first member that tar must not see, and what `openpgp.decrypt` raises.
+    Return the file's digest; None if that is not known, because the rest was not wanted. Raises RestoreFailed at the
+    first member that tar must not see, and what `openpgp.decrypt` and `wanted` raise.
     """
-    pipe, deaf = tar.stdin, False
-    assert pipe is not None
-
-    def hand_on(data: bytes | memoryview) -> None:
-        nonlocal deaf
-        try:
-            if not deaf:
-                pipe.write(data)
-        except BrokenPipeError:
-            deaf = True  # tar has ended: its exit status and words say more
-
-    walk = MemberWalk(guard.judge, hand_on)
+    pipe = _Pipe(tar)
+    walk = MemberWalk(guard.judge, pipe.write, wanted.content)
 
     def write(chunk: bytes) -> None:
-        saw(chunk)
+        wanted.saw(chunk)
         try:
             walk.feed(chunk)
         except MalformedArchive as error:
             raise RestoreFailed(f"what the archive holds is not what tar writes: {error}") from error
 
-    try:
-        file_digest = openpgp.decrypt(file.read, key, write, job, home)
-    finally:
-        with suppress(BrokenPipeError):
-            pipe.close()
-    if not deaf:
+    with closing(pipe):
+        try:
+            file_digest = openpgp.decrypt(file.read, key, write, job, home)
+        except (Enough, ValidateFailed):
+            if not wanted.has_all():
+                raise
+            pipe.write(END_OF_ARCHIVE)
+            return None
+    if not pipe.is_broken:
         walk.finish()
     return file_digest
+
+
+class _Pipe:
+    """tar's standard input. Once tar has ended nothing is written: its exit status and words say more."""
+
+    def __init__(self, tar: subprocess.Popen[bytes]) -> None:
+        assert tar.stdin is not None
+        self._pipe = tar.stdin
+        self.is_broken = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Hand data to tar."""
+        try:
+            if not self.is_broken:
+                self._pipe.write(data)
+        except BrokenPipeError:
+            self.is_broken = True
+
+    def close(self) -> None:
+        """Tell tar that nothing follows."""
+        with suppress(BrokenPipeError):
+            self._pipe.close()
 
 
 def _exit_status(child: subprocess.Popen[bytes]) -> int:

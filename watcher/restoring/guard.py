@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 
 from watcher.errors import RestoreFailed
 from watcher.model import Kind
@@ -34,12 +35,14 @@ class Guard:
     directory, link and special file. A secret goes into the hash, so that nobody can make an archive whose paths
     collide. We keep nothing of regular files: if two have the same path, the later one replaces the earlier one.
 
-    With `with_special` devices and set-uid and set-gid files are restored too.
+    With `with_special` devices and set-uid and set-gid files are restored too. Each member is judged; then `wants` is
+    asked whether tar shall have it, and may raise.
     """
 
-    def __init__(self, run_name: str, with_special: bool) -> None:
+    def __init__(self, run_name: str, with_special: bool, wants: Callable[[Member], bool] = lambda _: True) -> None:
         self._run = os.fsencode(run_name)
         self._with_special = with_special
+        self._wants = wants
         self._secret = secrets.token_bytes(16)
         self._known: dict[int, Kind] = {}
         self._warnings: list[str] = []
@@ -54,13 +57,15 @@ class Guard:
     def judge(self, member: Member) -> int | None:
         """Return the mode that tar shall give to the member; None for a member that tar shall not see.
 
-        Raises RestoreFailed for a member that tar must not see.
+        Raises RestoreFailed for a member that tar must not see, and what `wants` raises.
         """
         path = self._inside(member, member.path)
         self._refuse_misplaced(member, path)
         kind = self._linked_kind(member) if member.kind is Kind.HARD_LINK else member.kind
         if kind is not Kind.FILE:
             self._remember(path, kind)
+        if not self._wants(member):
+            return None
         if self._with_special or kind is Kind.DIRECTORY:
             # The set-gid bit of a directory gives no rights: new files in it get its group.
             return member.mode

@@ -59,12 +59,13 @@ class Source:
         except OSError:
             return False
 
-    def list(self, with_ends: bool = False) -> Listing:
+    def list(self, with_ends: bool = False, with_hashes: bool = True) -> Listing:
         """Return what the run holds now. What cannot be read is the listing's `trouble`.
 
         `with_ends`: look at the end of each file, too; one that holds more than its size says is trouble.
+        `with_hashes`: the listing can say whether it has an entry.
         """
-        survey = Survey(self.rules)
+        survey = Survey(self.rules, with_hashes)
         try:
             for entry in self._walk(survey):
                 survey.add(entry)
@@ -97,7 +98,7 @@ class Source:
         Raises RunNotSettled for a file that has just gone, TarFailed for what cannot be read.
         """
         with reading():
-            yield from self._walk(Survey(self.rules))
+            yield from self._walk(Survey(self.rules, with_hashes=False))
 
     def files(self) -> Iterator[Entry]:
         """Yield all regular files that tar reads."""
@@ -108,8 +109,9 @@ class Source:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, dir_fd=self._descriptor)
         try:
-            with named(path):
-                yield descriptor
+            yield descriptor
+        except OSError as error:
+            raise named(error, path)  # noqa: B904  # it is the same error
         finally:
             os.close(descriptor)
 
@@ -126,13 +128,14 @@ class Source:
                 path = f"{directory}/{entry.name}"
                 encoded = os.fsencode(path)
                 if self.rules.excludes(encoded):
-                    survey.excluded += 1
+                    survey.leave_out(encoded)
                     continue
                 try:
-                    with named(encoded):
-                        status = entry.stat(follow_symlinks=False)
+                    status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # it has just been removed: the next listing differs from this one
+                except OSError as error:
+                    raise named(error, encoded)  # noqa: B904  # it is the same error
                 kind = KINDS[stat.S_IFMT(status.st_mode)]
                 if kind is Kind.DIRECTORY:
                     waiting.append(path)
@@ -147,10 +150,12 @@ class Source:
                 return
             raise
         try:
-            with named(os.fsencode(directory)), os.scandir(descriptor) as entries:
+            with os.scandir(descriptor) as entries:
                 yield from entries
         except FileNotFoundError:
             return  # it has just been removed
+        except OSError as error:
+            raise named(error, os.fsencode(directory))  # noqa: B904  # it is the same error
         finally:
             os.close(descriptor)
 

@@ -25,6 +25,9 @@ MAX_MEMBER_PATH_BYTES = 4095
 SPARSE_BYTES = 1 << 20
 """Holes are looked for only in files of this size and more: tar reads a file twice to find them."""
 
+LEFT_OUT_NAMED = 100
+"""A listing has the paths of so many excluded entries, and counts the others."""
+
 _DIGEST_BYTES = 32
 
 
@@ -33,6 +36,7 @@ class Listing:
     """What a run holds at one moment. `size` is about what tar will give, in bytes.
 
     `newest_ns` is the last time of change in it (`newest` names the entry), in nanoseconds since the epoch.
+    `left_out` are the paths of the first LEFT_OUT_NAMED of the `excluded` entries.
     `trouble` says why the run cannot be archived; `transfer` names a file that a transfer in progress has left.
     """
 
@@ -47,6 +51,7 @@ class Listing:
     trouble: RunFailed | None
     transfer: str
     hashes: Hashes = field(repr=False, compare=False)
+    left_out: tuple[bytes, ...] = ()
 
     @property
     def members(self) -> int:
@@ -65,11 +70,12 @@ class Listing:
 class Survey:
     """A listing in the making."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, with_hashes: bool) -> None:
         self._rules = rules
-        self.excluded = 0
+        self._with_hashes = with_hashes
         self.trouble: RunFailed | None = None
-        self._sum = self._entries = self._size = self._longest = 0
+        self._left_out: list[bytes] = []
+        self._sum = self._entries = self._excluded = self._size = self._longest = 0
         self._longest_path = b""
         self._newest_ns, self._newest = 0, ""
         self._size_of_holes = 0
@@ -87,7 +93,7 @@ class Survey:
             self._add_file(entry)
         if not self._rules.counts(entry):
             return
-        if entry.kind is not Kind.SOCKET:  # tar leaves sockets out, and says so
+        if self._with_hashes and entry.kind is not Kind.SOCKET:  # tar leaves sockets out, and says so
             self._hashes.add(entry_hash(entry.path, entry.kind, status.st_size))
         # A sum does not depend on the order. Two walks may read a directory in different orders.
         self._sum += int.from_bytes(_digest(entry), "big")
@@ -96,6 +102,12 @@ class Survey:
             self._transfer = os.fsdecode(entry.path)
         if status.st_ctime_ns > self._newest_ns:
             self._newest_ns, self._newest = status.st_ctime_ns, os.fsdecode(entry.path)
+
+    def leave_out(self, path: bytes) -> None:
+        """Count an excluded entry."""
+        self._excluded += 1
+        if self._excluded <= LEFT_OUT_NAMED:
+            self._left_out.append(path)
 
     def _add_file(self, entry: Entry) -> None:
         status = entry.status
@@ -121,8 +133,8 @@ class Survey:
             self._size += self._size_of_holes
         digest = (self._sum % (1 << 8 * _DIGEST_BYTES)).to_bytes(_DIGEST_BYTES, "big").hex()
         return Listing(
-            digest, self._entries, self.excluded, self._size, self._newest_ns, self._newest, self._has_holes,
-            self._has_links, self.trouble, self._transfer, self._hashes,
+            digest, self._entries, self._excluded, self._size, self._newest_ns, self._newest, self._has_holes,
+            self._has_links, self.trouble, self._transfer, self._hashes, tuple(self._left_out),
         )  # fmt: skip
 
 

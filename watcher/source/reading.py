@@ -13,14 +13,10 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """The errors of an entry that was removed, or replaced by another kind of entry."""
 
 
-@contextmanager
-def named(path: bytes) -> Iterator[None]:
-    """Add the entry's path `./...` to an OSError: one from a descriptor has none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = path
-        raise
+def named(error: OSError, path: bytes) -> OSError:
+    """Return the error with the entry's path `./...`: one from a descriptor has none."""
+    error.filename = path
+    return error
 
 
 @contextmanager

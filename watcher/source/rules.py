@@ -8,8 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wcmatch import fnmatch as wildcards
-
 from watcher.source.entry import Entry
 from watcher.source.sentinel import SENTINEL
 
@@ -63,6 +61,10 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _tars(patterns: Sequence[str]) -> re.Pattern[bytes] | None:
+    if not patterns:
+        return None
+    from wcmatch import fnmatch as wildcards  # noqa: PLC0415  # it takes long to import, and `status` needs none of it
+
     flags = wildcards.CASE | wildcards.DOTMATCH
     meant = [_without_a_loose_escape(os.fsencode(pattern)) for pattern in patterns]
     found = [wildcards.translate(pattern, flags=flags)[0] for pattern in meant if pattern is not None]

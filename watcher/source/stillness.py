@@ -70,7 +70,7 @@ class Stillness:
             raise RunNotSettled(f"'{self.source.run.path}' was replaced by another directory, or moved")
         if self.source.sentinel() != self.sentinel:
             raise RunNotSettled("the sentinel was written again after the archive had been begun")
-        listing = self.source.list(with_ends)
+        listing = self.source.list(with_ends, with_hashes=False)
         if listing.digest != self.first.digest:
             raise RunNotSettled(
                 f"the run has changed since tar began: {self.first.entries} entries then, {listing.entries} now; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from watcher import model
 from watcher.errors import ClaimLost, UnknownRun, WatcherError
@@ -95,6 +96,18 @@ class StatusDB:
                 self._access.patiently(lambda: self._store.put(model.changed_since(document, self._now())))
             except Conflict:
                 return  # another worker has written it, or works on the run; the next rescan compares again
+
+    def mark_verified(self, document: Document, with_content: bool, problem: str) -> None:
+        """Note, in the document, that the archive it records was compared with what is stored, and what was wrong."""
+        archive = document["archive"]
+        while document.get("archive") == archive and model.status_of(document) is Status.ENCRYPTED:
+            written = model.verified(document, with_content, problem, self._now())
+            try:
+                self._access.patiently(partial(self._store.put, written))
+            except Conflict:
+                document = self.demand(document["_id"])
+            else:
+                return
 
     def renew(self, document: Document, token: str, progress: Progress) -> Document:
         """Renew the claim `token`: its holder lives, and has come this far."""

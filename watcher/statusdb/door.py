@@ -115,9 +115,11 @@ def _malformed(document: Document, name: str) -> str:
     if not isinstance(document.get("_rev"), str):
         return "it has no _rev that is a text"
     reason = _wrong(document, _DOCUMENT, "", may_be_null=True)
-    claim, archive = document.get("claim"), document.get("archive")
+    claim, archive, verified = document.get("claim"), document.get("archive"), document.get("verified")
     if not reason and claim is not None:
         reason = _wrong(claim, _CLAIM, "claim.")
+    if not reason and verified is not None:
+        reason = _wrong(verified, _VERIFIED, "verified.")
     if not reason and archive is not None:
         reason = _wrong(archive, _ARCHIVE, "archive.") or _foreign(archive, name)
     return reason
@@ -136,6 +138,8 @@ def _foreign(archive: Mapping[str, Any], name: str) -> str:
     for field, suffix in (("file", model.ARCHIVE_SUFFIX), ("key_file", model.KEY_SUFFIX)):
         if archive.get(field, name + suffix) != name + suffix:
             return f"archive.{field} is not <_id>{suffix}"
+    if (file := archive.get("manifest_file")) and file not in model.manifest_names(name):
+        return f"archive.manifest_file is not <_id>{model.MANIFEST_SUFFIX}"
     if "token" in archive and not _TOKEN.fullmatch(archive["token"]):
         return "archive.token is not 32 hexadecimal digits"
     return ""
@@ -168,8 +172,16 @@ _DOCUMENT: Mapping[str, Check] = {
     "last_error": _is_object,
     "claim": _is_object,
     "archive": _is_object,
+    "verified": _is_object,
 }
 """`failure_count` is not among them: a value that is no count is taken for zero."""
+
+_VERIFIED: Mapping[str, Check] = {
+    "at": _is_text,
+    "problem": _is_text,
+    "content_at": _is_text,
+    "content_problem": _is_text,
+}
 
 _CLAIM: Mapping[str, Check] = {
     "token": _is_text,
@@ -189,6 +201,10 @@ _ARCHIVE: Mapping[str, Check] = {
     "tar_size": _is_number,
     "key_file": _is_text,
     "key_sha256": _is_text,
+    "key_size": _is_number,
+    "manifest_file": _is_text,
+    "manifest_size": _is_number,
+    "manifest_sha256": _is_text,
     "recipient": _is_text,
     "members": _is_number,
     "warnings": _is_texts,

@@ -1,4 +1,4 @@
-"""Whether tar's stream holds the whole run: each member is compared with the listing that was taken before tar."""
+"""Whether a stream of tar holds the whole run: each member is compared with the listing that was taken before tar."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ PROBLEMS_TOLD = 5
 class Completeness:
     """Compares the members of a stream, as they pass, with the listing. `require` raises at the end if one is missing.
 
-    Keeps one byte for each entry of the listing. `moved` is called with the number of bytes read, and may raise.
+    Keeps one byte for each entry of the listing.
     """
 
-    def __init__(self, still: Stillness, moved: Callable[[int], object]) -> None:
+    def __init__(self, still: Stillness) -> None:
         self._still = still
         self._listing = still.first
-        self._moved = moved
         self._prefix = b"./" + os.fsencode(still.source.run.name)
         self._seen = bytearray(still.first.members)
         self._problems: list[str] = []
         self._count = 0
         self.members = 0
 
-    def saw(self, member: Member) -> None:
-        """Take the next member of the stream."""
+    def saw(self, member: Member, moved: Callable[[int], object]) -> None:
+        """Take the next member of the stream. `moved` is called with the number of bytes of the run that are read."""
         self.members += 1
         inner = member.path.removeprefix(self._prefix)
         is_top = inner == b"/" and member.kind is Kind.DIRECTORY
@@ -40,7 +39,7 @@ class Completeness:
         elif not is_top:
             # With a slash behind its name, tar would extract any member as a directory.
             inner = inner.removesuffix(b"/") if member.kind is Kind.DIRECTORY else inner
-            self._compare(b"." + inner, member)
+            self._compare(b"." + inner, member, moved)
 
     def require(self) -> None:
         """Raise Incomplete if the members are not what the listing has; RunNotSettled if the run changed meanwhile."""
@@ -56,7 +55,7 @@ class Completeness:
             "look at the file system of the run, and at tar"
         )
 
-    def _compare(self, path: bytes, member: Member) -> None:
+    def _compare(self, path: bytes, member: Member, moved: Callable[[int], object]) -> None:
         kind, size = member.kind, member.size
         if kind is Kind.HARD_LINK:
             other = b"." + member.link.removeprefix(self._prefix)
@@ -65,7 +64,7 @@ class Completeness:
         place = self._listing.place_of(path, kind, size)
         if place is None:
             self._note_stranger(path, member)
-        elif member.is_hole and self._still.source.contents.has_data(path, self._moved):
+        elif member.is_hole and self._still.source.contents.has_data(path, moved):
             self._note(f"'{os.fsdecode(path)}' was archived as a hole, and holds data")
         elif self._seen[place]:
             self._note(f"'{os.fsdecode(path)}' is in the archive twice")

@@ -8,17 +8,16 @@ import stat
 import subprocess
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import BinaryIO
 
 from blake3 import blake3
 
-from watcher.errors import CannotRun, Incomplete, RunNotSettled, TarFailed
+from watcher.errors import CannotRun, RunNotSettled, TarFailed
 from watcher.job import Job, enlarge, enough_threads, start_child
 from watcher.model import Content, TarReport
-from watcher.process import tar_environment
+from watcher.process import ProgramFile, program_file, tar_environment
 from watcher.source import Source, Stillness
-from watcher.tar.completeness import Completeness
-from watcher.tar.members import MalformedArchive, MemberWalk
 
 WORDS_KEPT = 20
 """So many of tar's messages go into an error or the run document."""
@@ -39,10 +38,8 @@ class TarStream:
 
     def __init__(self, still: Stillness, job: Job) -> None:
         self._job = job
+        self._version = tar_version()
         self._messages = _TarMessages(still.source)
-        self._completeness = Completeness(still, job.moved)
-        self._members = MemberWalk(self._completeness.saw)
-        self._malformed: MalformedArchive | None = None
         self._hash = blake3()
         self._size = 0
         self._process = job.start(
@@ -82,33 +79,19 @@ class TarStream:
         self._hash.update(data)
         self._size += len(data)
         self._job.moved(len(data))
-        self._walk(data)
         return data
 
-    def _walk(self, data: bytes) -> None:
-        try:
-            if self._malformed is None:
-                self._members.feed(data)
-        except MalformedArchive as error:
-            self._malformed = error  # raised later: tar's exit status and words may tell the cause
-
     def report(self) -> TarReport:
-        """Wait for tar to end; return what it gave if it gave the whole run.
+        """Wait for tar to end; return what it gave, as far as its exit status and its words say that this is the run.
 
-        Raises TarFailed with tar's words, RunNotSettled when the run changed while tar read it, and Incomplete when
-        what tar gave is not what the run holds.
+        Raises TarFailed with tar's words, and RunNotSettled when the run changed while tar read it.
         """
         code = self._process.wait()
         self._listener.join()
         self._job.check()
         self._messages.judge(code)
-        try:
-            self._members.finish()
-        except MalformedArchive as error:
-            raise Incomplete(f"what tar gave cannot be understood: {self._malformed or error}") from error
-        self._completeness.require()
         stream = Content(self._size, self._hash.hexdigest())
-        return TarReport(stream, self._completeness.members, tuple(self._messages.warnings))
+        return TarReport(stream, tuple(self._messages.warnings), self._version)
 
 
 def tar_command(source: Source, options: Sequence[str]) -> list[str]:
@@ -128,6 +111,12 @@ def tar_command(source: Source, options: Sequence[str]) -> list[str]:
 
 def tar_version() -> str:
     """Return the first line of what tar says about itself. Raises CannotRun when it is missing, or not GNU tar."""
+    return _version_of(program_file("tar"))
+
+
+@lru_cache(maxsize=1)
+def _version_of(_file: ProgramFile | None) -> str:
+    """Ask tar for its version: once for each program file."""
     command = ["tar", "--version"]
     with start_child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=tar_environment()) as process:
         words = os.fsdecode(process.communicate()[0]).partition("\n")[0]

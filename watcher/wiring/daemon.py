@@ -15,8 +15,9 @@ from watcher.config import Config, check_paths, prepare_run_keys_path
 from watcher.daemon import Notifier, Parts, Service, Settings, lock_file, mark, watchdog_seconds
 from watcher.discovery import Observer, Places, network_places
 from watcher.errors import CannotRun, ConfigError, RecipientUnusable, WrapFailed
+from watcher.figures import FiguresServer
 from watcher.metrics import Metrics
-from watcher.model import Encryption, ValidationMode
+from watcher.model import Encryption, ManifestMode, ValidationMode
 from watcher.process import low_limits
 from watcher.source import Policy, Rules
 from watcher.tar import tar_version
@@ -77,6 +78,7 @@ def service(config: Config, metrics: Metrics) -> Service:
             place,
             archiving.Worker(_worker_settings(config), database, place, leases),
             leases,
+            FiguresServer(marks[0], leases.jobs),
             Places(config.sequencing_path, config.ignore),
             partial(Observer, walk(config)),
             metrics,
@@ -94,6 +96,7 @@ def _worker_settings(config: Config) -> archiving.Settings:
         rules=_rules(config),
         policy=Policy(config.sentinel_policy),
         encryption=Encryption(config.encryption),
+        manifest=ManifestMode(config.manifest),
         validation=ValidationMode(config.validation),
         minimum_free_space=config.minimum_free_space,
         retry_delay=config.retry_delay,

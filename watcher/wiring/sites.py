@@ -31,7 +31,7 @@ def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
                 config.statusdb.server_url,
                 config.statusdb.database,
                 config.statusdb.username,
-                secret.get_secret_value() if secret else None,
+                secret.reveal() if secret else None,
                 str(config.statusdb.ca_file) if config.statusdb.ca_file else None,
             )
         )
