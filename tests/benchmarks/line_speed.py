@@ -35,6 +35,9 @@ from two_big_runs import fill
 NAME = "run_001"
 GIB = 1 << 30
 
+OPTIONS = {"encryption": "mdc", "manifest": "encrypted"}
+"""Of the watcher's configuration, with their defaults; each can be given on the command line."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -193,9 +196,9 @@ def row(name: str, costs: list[Cost], base: list[Cost], scale: float) -> list[ob
 
 def main() -> None:
     """Print the table."""
-    options = bench.arguments(__doc__, gigabytes=1.0, files=8, pairs=5, directory="", encryption="mdc")
+    options = bench.arguments(__doc__, gigabytes=1.0, files=8, pairs=5, directory="", **OPTIONS)
     size, parts = int(options.gigabytes * GIB), defaultdict[str, float](float)
-    with bench.facility(directory=options.directory, encryption=options.encryption) as site:
+    with bench.facility(directory=options.directory, **{name: getattr(options, name) for name in OPTIONS}) as site:
         fill(site.make_run(NAME), size, options.files)
         (site.root / "passphrase").write_text(os.urandom(32).hex())
         costs = rounds(site, options.pairs, parts)
