@@ -311,8 +311,8 @@ class Site:
         with os.fdopen(ours, "rb", buffering=0) as terminal:
             try:
                 subprocess.run(
-                    [*COMMAND, "-c", str(self.config), *arguments], stdout=theirs, stderr=theirs, check=True,
-                    env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
+                    [*COMMAND, "-c", str(self.config), *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
+                    check=True, env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
                 )  # fmt: skip
             finally:
                 os.close(theirs)
