@@ -211,7 +211,8 @@ class Site:
         self.keys = root / "run_keys"
         self.database = root / "status.db"
         self.config = root / "df_archive.yaml"
-        left_out = ("ARCHIVE_CONFIG", "COVERAGE_PROCESS_START")  # measured, a new interpreter takes longer to start
+        # Measured, a new interpreter takes longer to start. Parallel tests have a terminal's size, and no terminal.
+        left_out = ("ARCHIVE_CONFIG", "COVERAGE_PROCESS_START", "COLUMNS", "LINES")
         self.environment = {key: value for key, value in os.environ.items() if key not in left_out}
         self._daemons: list[Daemon] = []
         self._couchdb: Login | None = None
