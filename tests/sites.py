@@ -305,15 +305,19 @@ class Site:
             command, capture_output=True, text=True, check=False, env=given, cwd=self.root, timeout=PATIENCE_SECONDS
         )
 
-    def on_terminal(self, *arguments: str) -> str:
-        """Run a command that succeeds, on a terminal of 100 columns; return all that it shows there."""
+    def on_terminal(self, *arguments: str, typed: str = "", code: int = 0) -> str:
+        """Run a command that ends with `code`, on a terminal of 100 columns, on which `typed` was typed.
+
+        Return all that is shown there.
+        """
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (40, 100))
-        with os.fdopen(ours, "rb", buffering=0) as terminal:
+        with os.fdopen(ours, "r+b", buffering=0) as terminal:
+            terminal.write(typed.encode())
             try:
-                subprocess.run(
+                done = subprocess.run(
                     [*COMMAND, "-c", str(self.config), *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-                    check=True, env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
+                    check=False, env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
                 )  # fmt: skip
             finally:
                 os.close(theirs)
@@ -321,6 +325,7 @@ class Site:
             with suppress(OSError):  # EIO: nobody has the other end open
                 while data := terminal.read(1 << 16):
                     shown += data
+        assert done.returncode == code, shown
         return shown.decode()
 
     def _may_be_warm(self, environment: Mapping[str, str]) -> bool:

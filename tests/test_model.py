@@ -23,6 +23,8 @@ pytestmark = pytest.mark.unit
 NOW = datetime(2026, 4, 28, 10, 5, tzinfo=UTC)
 RUN = Run(Path("/data/sequencing/sequencer_A/run_001"))
 TOKEN = "0123456789abcdef" * 2
+WHO = "ops@host"
+OPERATORS_TOKEN = "e" * 32
 ARCHIVE = Archive(
     file="run_001.tar.gpg",
     size=10,
@@ -49,6 +51,10 @@ LEADS_TO: Mapping[tuple[Event, Status | None], tuple[Status, Status]] = {
     (Event.RETRY, Status.FAILED): (Status.PENDING, Status.PENDING),
     (Event.RETRY, Status.PENDING): (Status.PENDING, Status.PENDING),
     (Event.RETRY, Status.ENCRYPTED): (Status.PENDING, Status.PENDING),
+    (Event.HOLD, Status.PENDING): (Status.HELD, Status.HELD),
+    (Event.HOLD, Status.FAILED): (Status.HELD, Status.HELD),
+    (Event.UNHOLD, Status.HELD): (Status.PENDING, Status.PENDING),
+    (Event.CANCEL, Status.PROCESSING): (Status.HELD, Status.HELD),
 }
 """Written down a second time, on purpose: before and at the third failure."""
 
@@ -60,7 +66,10 @@ CHANGES: Mapping[Event, Callable[[Document], Document]] = {
     Event.RELEASE: lambda document: model.released(document, NoSpace("full"), 60, NOW),
     Event.FAIL: lambda document: model.failed(document, TarFailed("unreadable"), 60, NOW),
     Event.RECORD: lambda document: model.recorded(document, ARCHIVE, NOW),
-    Event.RETRY: lambda document: model.retried(document, NOW),
+    Event.RETRY: lambda document: model.retried(document, WHO, NOW),
+    Event.HOLD: lambda document: model.held(document, WHO, NOW),
+    Event.UNHOLD: lambda document: model.unheld(document, WHO, NOW),
+    Event.CANCEL: lambda document: model.cancelled(document, OPERATORS_TOKEN, WHO, NOW),
 }
 """What each event does to a document; `register` begins one."""
 
@@ -74,6 +83,7 @@ def document_of(status: Status, **fields: Any) -> Document:
         Status.PROCESSING: processing,
         Status.ENCRYPTED: model.recorded(processing, ARCHIVE, NOW),
         Status.FAILED: model.failed({**processing, "failure_count": 2}, TarFailed("unreadable"), 60, NOW),
+        Status.HELD: model.held(pending, WHO, NOW),
     }
     return {**made[status], **fields}
 
@@ -105,8 +115,8 @@ def test_a_document_changes_as_the_table_says_or_not_at_all(event: Event, status
 def test_an_encrypted_run_is_tried_again_only_if_it_has_changed_and_its_archive_is_forgotten() -> None:
     encrypted = document_of(Status.ENCRYPTED)
     with pytest.raises(IllegalTransition, match="'encrypted', and has not changed since"):
-        model.retried(encrypted, NOW)
-    again = model.retried(model.changed_since(encrypted, NOW), NOW)
+        model.retried(encrypted, WHO, NOW)
+    again = model.retried(model.changed_since(encrypted, NOW), WHO, NOW)
     assert again["status"] == Status.PENDING
     assert not {"archive", "changed_since"} & set(again)
 
@@ -126,6 +136,7 @@ def test_a_registered_run_has_the_fields_that_other_programs_read() -> None:
         "failure_count": 0,
         "created_at": "2026-04-28T10:05:00+00:00",
         "updated_at": "2026-04-28T10:05:00+00:00",
+        "history": [{"at": "2026-04-28T10:05:00+00:00", "event": "register", "status": "pending"}],
     }
 
 
@@ -211,9 +222,81 @@ def test_a_record_forgets_the_troubles_and_shows_the_archive() -> None:
 
 def test_a_retry_begins_anew() -> None:
     failed = document_of(Status.FAILED, not_before=model.timestamp(NOW), unsettled_since=model.timestamp(NOW))
-    retried = model.retried(failed, NOW)
+    retried = model.retried(failed, WHO, NOW)
     assert (retried["status"], retried["failure_count"]) == ("pending", 0)
     assert retried.keys().isdisjoint({"not_before", "unsettled_since"})
+
+
+def test_a_held_run_keeps_what_it_has_failed_and_waits_for_nothing_once_it_is_released() -> None:
+    waiting = document_of(Status.PENDING, failure_count=2, not_before=model.timestamp(NOW + timedelta(hours=1)))
+    released = model.unheld(model.held(waiting, WHO, NOW), WHO, NOW)
+    assert (released["status"], released["failure_count"]) == ("pending", 2)
+    assert "not_before" not in released
+
+
+def test_a_cancelled_claim_is_lost_and_what_it_announced_stays_to_be_adopted() -> None:
+    announced = model.announced(document_of(Status.PROCESSING), ARCHIVE, NOW)
+    cancelled = model.cancelled(announced, OPERATORS_TOKEN, WHO, NOW)
+    assert not model.is_held(cancelled, TOKEN)
+    assert not model.has_ended(cancelled, TOKEN)  # else the worker would take the end for its own
+    assert not model.is_same_claim(announced, cancelled)
+    assert (cancelled["failure_count"], cancelled["archive"]) == (0, ARCHIVE.to_document())
+    assert model.live_tokens(cancelled) == {TOKEN, OPERATORS_TOKEN}  # TOKEN is the announced archive's
+
+
+def test_a_documents_history_says_what_happened_when_by_whom_and_why() -> None:
+    failed = model.failed(document_of(Status.PROCESSING), TarFailed("'x': unreadable"), 60, NOW + timedelta(hours=1))
+    retried = model.retried(failed, WHO, NOW + timedelta(hours=2))
+    assert model.history(retried) == [
+        {"at": "2026-04-28T10:05:00+00:00", "event": "register", "status": "pending"},
+        {"at": "2026-04-28T10:05:00+00:00", "event": "claim", "status": "processing", "by": "worker_1"},
+        {
+            "at": "2026-04-28T11:05:00+00:00", "event": "fail", "status": "pending", "by": "worker_1",
+            "kind": "TarFailed", "reason": "'x': unreadable",
+        },
+        {"at": "2026-04-28T12:05:00+00:00", "event": "retry", "status": "pending", "by": WHO},
+    ]  # fmt: skip
+
+
+def test_a_renewal_is_no_step_of_a_history() -> None:
+    before = document_of(Status.PROCESSING)
+    renewed = model.renewed(before, Progress(Phase.ARCHIVING, 5, 9, 3), NOW)
+    assert model.history(renewed) == model.history(before)
+
+
+def test_a_run_that_waits_for_days_is_counted_and_not_listed() -> None:
+    document = document_of(Status.PENDING)
+    for minute in range(1000):
+        at = NOW + timedelta(minutes=minute)
+        held = model.claimed(document, "worker_1", TOKEN, at)
+        document = model.released(held, NoSpace(f"{minute} bytes free"), 0, at)
+    register, claim, release = model.history(document)
+    assert (register["event"], claim["event"], release["event"]) == ("register", "claim", "release")
+    assert (claim["times"], release["times"]) == (1000, 1000)
+    assert (release["since"], release["at"]) == (model.timestamp(NOW), model.timestamp(NOW + timedelta(minutes=999)))
+    assert release["reason"] == "999 bytes free"
+
+
+def test_a_history_is_bounded_and_says_how_much_was_dropped() -> None:
+    document = document_of(Status.PENDING)
+    for number in range(100):
+        document = model.retried(document, f"user_{number}", NOW)
+    steps = model.history(document)
+    assert (len(steps), document["history_dropped"]) == (model.MAX_STEPS, 101 - model.MAX_STEPS)
+    assert steps[-1]["by"] == "user_99"
+
+
+def test_a_step_keeps_the_beginning_of_a_long_reason_as_text_that_any_database_takes() -> None:
+    failed = model.failed(document_of(Status.PROCESSING), TarFailed("\udcff" * 1000), 60, NOW)
+    reason = model.history(failed)[-1]["reason"]
+    assert reason.encode("utf-8").startswith(b"\\udcff")
+    assert len(reason) == 300
+
+
+def test_a_document_of_an_earlier_version_gets_a_history_from_now_on() -> None:
+    old = {key: value for key, value in document_of(Status.PENDING).items() if key != "history"}
+    assert model.history(old) == []
+    assert [step["event"] for step in model.history(model.held(old, WHO, NOW))] == ["hold"]
 
 
 def test_a_note_changes_nothing_but_the_reason() -> None:
@@ -412,8 +495,11 @@ def test_a_record_changes_no_value_and_keeps_unknown_fields(unknown: dict[str, A
 
 
 @given(unknown_fields, st.sampled_from([Status.PENDING, Status.FAILED]), errors)
-def test_an_operators_retry_and_a_note_change_no_value_and_keep_unknown_fields(
+def test_what_operators_do_and_a_note_change_no_value_and_keep_unknown_fields(
     unknown: dict[str, Any], status: Status, error: WatcherError
 ) -> None:
-    assert_untouched(status, unknown, lambda document: model.retried(document, NOW))
+    assert_untouched(status, unknown, lambda document: model.retried(document, WHO, NOW))
+    assert_untouched(status, unknown, lambda document: model.held(document, WHO, NOW))
+    assert_untouched(Status.HELD, unknown, lambda document: model.unheld(document, WHO, NOW))
+    assert_untouched(Status.PROCESSING, unknown, lambda document: model.cancelled(document, TOKEN, WHO, NOW))
     assert_untouched(status, unknown, lambda document: model.noted(document, error, NOW))

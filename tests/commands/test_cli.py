@@ -29,7 +29,11 @@ OPEN_RUNS = 1000
 ON_A_DATABASE = (
     ("status",),
     ("status", "--json"),
+    ("history",),
     ("retry", "run_001"),
+    ("hold", "run_001"),
+    ("release", "run_001"),
+    ("cancel", "run_001"),
     ("list", "run_001"),
     ("verify", "--all"),
     ("restore", "run_001", "--to", "/tmp"),

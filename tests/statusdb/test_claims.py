@@ -173,6 +173,7 @@ def test_a_new_run_is_registered_and_pending(store: DocumentStore) -> None:
         "failure_count": 0,
         "created_at": "2026-04-28T10:00:00+00:00",
         "updated_at": "2026-04-28T10:00:00+00:00",
+        "history": [{"at": "2026-04-28T10:00:00+00:00", "event": "register", "status": "pending"}],
     }
 
 
@@ -718,6 +719,71 @@ def test_a_retry_of_a_run_that_does_not_allow_it_says_so(line: Line) -> None:
     with pytest.raises(UnknownRun, match="'processing': only a failed run"):
         line.statusdb.retry("run_001")
     assert line.document() == claim.document
+
+
+@pytest.mark.parametrize("loss", ["none", "request", "answer"])
+def test_a_run_that_is_held_is_not_claimed_until_it_is_released(loss: str, line: Line) -> None:
+    line.statusdb.register([RUN])
+    for change, status in ((line.statusdb.hold, "held"), (line.statusdb.unhold, "pending")):
+        {"none": lambda: None, "request": line.lose_requests, "answer": line.lose_answers}[loss]()
+        assert change("run_001", "ops@host") == line.document()
+        assert line.document()["status"] == status
+        assert (line.statusdb.claimable(RUN) is None) == (status == "held")
+    steps = line.document()["history"]
+    assert [step["event"] for step in steps] == ["register", "hold", "unhold"], "what was lost was done once"
+    assert steps[-1]["by"] == "ops@host"
+
+
+def test_a_worker_that_asked_before_the_run_was_held_does_not_get_it(line: Line) -> None:
+    line.statusdb.register([RUN])
+    seen = line.document()
+    line.statusdb.hold("run_001")
+    assert line.statusdb.claim(RUN, "worker_1", seen) is None
+    assert line.document()["status"] == "held"
+
+
+def test_a_run_can_be_held_before_it_is_registered_and_is_not_registered_again(line: Line) -> None:
+    assert line.statusdb.hold_unregistered(RUN, "ops@host")
+    assert line.document()["status"] == "held"
+    assert line.statusdb.register([RUN]).new == ()
+    assert not line.statusdb.hold_unregistered(RUN)
+    assert line.document()["status"] == "held"
+
+
+@pytest.mark.parametrize("loss", ["none", "request", "answer"])
+def test_a_cancelled_claim_is_lost_whatever_its_holder_writes_next(loss: str, line: Line) -> None:
+    for operation in OPERATIONS.values():
+        claim = line.held()
+        {"none": lambda: None, "request": line.lose_requests, "answer": line.lose_answers}[loss]()
+        assert line.statusdb.cancel("run_001", "ops@host") == line.document()
+        with pytest.raises(ClaimLost, match="run 'run_001' is 'held'"):
+            operation(line.statusdb, claim)
+        assert (line.document()["status"], line.document()["failure_count"]) == ("held", 0)
+        line.statusdb.unhold("run_001")
+    assert sum(step.get("times", 1) for step in line.document()["history"] if step["event"] == "cancel") == len(
+        OPERATIONS
+    )
+
+
+def test_a_cancel_goes_on_while_the_holder_renews(line: Line) -> None:
+    claim = line.held()
+    renewed = line.statusdb.renew(claim.document, claim.token, Progress(Phase.ARCHIVING, 5, 9))
+    line.statusdb.cancel("run_001")
+    with pytest.raises(ClaimLost):
+        line.statusdb.renew(renewed, claim.token, Progress(Phase.ARCHIVING, 6, 9))
+
+
+def test_what_an_operator_may_not_do_says_what_may_be_done(line: Line) -> None:
+    line.held()
+    with pytest.raises(UnknownRun, match=r"'processing': only a run that waits.*`cancel`"):
+        line.statusdb.hold("run_001")
+    with pytest.raises(UnknownRun, match="'processing': only a held run"):
+        line.statusdb.unhold("run_001")
+    line.statusdb.cancel("run_001")
+    with pytest.raises(UnknownRun, match="'held': only a run that a worker has"):
+        line.statusdb.cancel("run_001")
+    with pytest.raises(UnknownRun, match="'held': only a failed run"):
+        line.statusdb.retry("run_001")
 
 
 def test_an_unsettled_run_is_remembered_over_claims(line: Line) -> None:

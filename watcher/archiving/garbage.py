@@ -67,7 +67,8 @@ class GarbageCollector:
 
     def _open_documents(self) -> list[Document]:
         # Forth and back: a run that changes its status between two questions must not be missed.
-        statuses = (Status.FAILED, Status.PENDING, Status.PROCESSING, Status.PENDING, Status.FAILED)
+        there = (Status.FAILED, Status.HELD, Status.PENDING, Status.PROCESSING)
+        statuses = (*there, *reversed(there))
         return [document for status in statuses for document in self._statusdb.with_status(status)]
 
 

@@ -58,6 +58,29 @@ def _run_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's name")
 
 
+def _runs(parser: argparse.ArgumentParser, count: str = "+") -> None:
+    parser.add_argument("runs", nargs=count, metavar="RUN", default=[], help="the runs' names")
+    parser.add_argument("--yes", action="store_true", help="do not ask, as is done on a terminal")
+
+
+def _retry(parser: argparse.ArgumentParser) -> None:
+    _runs(parser, "*")
+    parser.add_argument("--all-failed", action="store_true", help="all runs that have failed")
+    parser.set_defaults(refuse=parser.error)
+
+
+def _history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="only of this run")
+    parser.add_argument("--last", type=_count, metavar="N", default=50, help="the newest N steps (default: 50)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+    return int(text)
+
+
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show the encrypted ones too")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -114,7 +137,11 @@ COMMANDS = (
     Command("once", "archive what is ready now, then exit; for cron and for trying out"),
     Command("check", "tell, a line each, whether this machine and its configuration are fit to archive"),
     Command("status", "show the runs that are not encrypted, why, and how many there are of each status", _status),
-    Command("retry", "set a failed run to pending, its failures forgotten", _run_name),
+    Command("history", "show what has happened to a run, or lately to all runs", _history),
+    Command("retry", "set failed runs to pending, their failures forgotten", _retry),
+    Command("hold", "let no worker take runs, until `release`", _runs),
+    Command("release", "let held runs be taken again", _runs),
+    Command("cancel", "take runs from the workers that archive them, and hold them; no attempt counts", _runs),
     Command("list", "show what a run's archive holds, as its manifest says", _list),
     Command("verify", "tell whether archives are still what was recorded", _verify),
     Command("restore", "unwrap, decrypt, compare with what was recorded, and extract a run", _restore),

@@ -1,16 +1,23 @@
-"""`retry`: set a run back to pending."""
+"""`retry`: set runs back to pending."""
 
 from __future__ import annotations
 
 import argparse
 
-from watcher.commands.exit_codes import OK
+from watcher.commands.operator import change_each, who
 from watcher.commands.shared import load, statusdb
-from watcher.text import printable
+from watcher.model import Status
 
 
 def run(options: argparse.Namespace) -> int:
-    """Set the run to pending; return the exit code. Raises UnknownRun, StatusDBUnavailable, ConfigError."""
-    statusdb(load(options)).retry(options.run)
-    print(f"run '{printable(options.run)}' is pending again, with no failures counted")
-    return OK
+    """Set each run to pending; return the exit code. Raises StatusDBUnavailable, ConfigError."""
+    if bool(options.runs) == options.all_failed:
+        options.refuse("name runs, or say --all-failed")
+    database = statusdb(load(options))
+    failed = database.with_status(Status.FAILED) if options.all_failed else []
+
+    def retry(name: str) -> str:
+        database.retry(name, who())
+        return "is pending again, with no failures counted"
+
+    return change_each(options.runs or [document["_id"] for document in failed], retry, "retry", options)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from watcher.errors import WatcherError
+from watcher.model.steps import with_step
 from watcher.model.values import (
     MAX_FAILURES,
     MAX_INTEGER,
@@ -43,6 +44,9 @@ class Event(StrEnum):
     FAIL = "fail"
     RECORD = "record"
     RETRY = "retry"
+    HOLD = "hold"
+    UNHOLD = "unhold"
+    CANCEL = "cancel"
 
 
 TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
@@ -57,6 +61,9 @@ TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
         Status.PENDING: (Status.PENDING,),
         Status.ENCRYPTED: (Status.PENDING,),
     },
+    Event.HOLD: {Status.PENDING: (Status.HELD,), Status.FAILED: (Status.HELD,)},
+    Event.UNHOLD: {Status.HELD: (Status.PENDING,)},
+    Event.CANCEL: {Status.PROCESSING: (Status.HELD,)},
 }
 """For each event: the statuses it may meet, and those it may lead to."""
 
@@ -146,22 +153,15 @@ def retry_delay(failures: int, first_seconds: float) -> float:
 
 def registered(run: Run, now: datetime) -> Document:
     """Return the document of a run that was not known."""
-    at = timestamp(now)
-    return {
-        "_id": run.name,
-        "path": str(run.path),
-        "status": str(next_status(Event.REGISTER, None)),
-        "failure_count": 0,
-        "created_at": at,
-        "updated_at": at,
-    }
+    document = {"_id": run.name, "path": str(run.path), "failure_count": 0, "created_at": timestamp(now)}
+    return _moved(document, Event.REGISTER, now)
 
 
 def claimed(document: Document, worker_id: str, token: str, now: datetime) -> Document:
     """Return the document with this claim in it; an announced archive stays for the holder to adopt."""
-    changed = _moved(document, Event.CLAIM, now)
+    changed = _moved({**document, "worker_id": worker_id}, Event.CLAIM, now)
     changed.pop("not_before", None)
-    return {**changed, "worker_id": worker_id, "claim": {"token": token, "phase": str(Phase.CLAIMED)}}
+    return {**changed, "claim": {"token": token, "phase": str(Phase.CLAIMED)}}
 
 
 def renewed(document: Document, progress: Progress, now: datetime) -> Document:
@@ -180,14 +180,14 @@ def announced(document: Document, archive: Archive | None, now: datetime) -> Doc
 
 def released(document: Document, error: WatcherError | None, wait_seconds: float, now: datetime) -> Document:
     """Return the document given back: no attempt counted, not to be claimed for `wait_seconds`."""
-    changed = _ended(_moved(document, Event.RELEASE, now))
+    changed = _ended(_moved(document, Event.RELEASE, now, error=error))
     return _with_reason(changed, error, wait_seconds, now)
 
 
 def failed(document: Document, error: Exception, first_delay_seconds: float, now: datetime) -> Document:
     """Return the document with one more failure: `pending` and not to be claimed for a while, or `failed`."""
     failures = _failures(document) + 1
-    changed = _ended(_moved(document, Event.FAIL, now, failures))
+    changed = _ended(_moved(document, Event.FAIL, now, failures, error=error))
     wait = retry_delay(failures, first_delay_seconds) if changed["status"] == Status.PENDING else 0
     changed.pop("unsettled_since", None)
     return _with_reason({**changed, "failure_count": failures}, error, wait, now)
@@ -195,7 +195,7 @@ def failed(document: Document, error: Exception, first_delay_seconds: float, now
 
 def unsettled(document: Document, now: datetime) -> Document:
     """Return the document that remembers since when its run has been changing, and names no archive of it."""
-    changed = {key: value for key, value in document.items() if key != "archive"}
+    changed = _without(document, "archive")
     return {**changed, "unsettled_since": document.get("unsettled_since") or timestamp(now)}
 
 
@@ -215,8 +215,8 @@ def recorded(document: Document, archive: Archive, now: datetime) -> Document:
     return {**changed, "archive": archive.to_document()}
 
 
-def retried(document: Document, now: datetime) -> Document:
-    """Return the document of a run that an operator wants tried again, its count of failures at zero.
+def retried(document: Document, by: str, now: datetime) -> Document:
+    """Return the document of a run that the operator `by` wants tried again, its count of failures at zero.
 
     Raises IllegalTransition for an encrypted run whose source is what was archived. What was archived of one that
     has changed is forgotten: its files are people's to move away.
@@ -224,8 +224,28 @@ def retried(document: Document, now: datetime) -> Document:
     if status_of(document) is Status.ENCRYPTED and not document.get("changed_since"):
         raise IllegalTransition("a run that is 'encrypted', and has not changed since, is not tried again")
     traces = ("not_before", "unsettled_since", *(_OF_ARCHIVED if document.get("changed_since") else ()))
-    changed = {key: value for key, value in _moved(document, Event.RETRY, now).items() if key not in traces}
+    changed = _moved(_without(document, *traces), Event.RETRY, now, by=by)
     return {**changed, "failure_count": 0}
+
+
+def held(document: Document, by: str, now: datetime) -> Document:
+    """Return the document of a run that the operator `by` wants nobody to take, until it is `unheld`."""
+    return _moved(_without(document, "not_before"), Event.HOLD, now, by=by)
+
+
+def unheld(document: Document, by: str, now: datetime) -> Document:
+    """Return the document of a held run that may be taken again. What it has failed before still counts."""
+    return _moved(document, Event.UNHOLD, now, by=by)
+
+
+def cancelled(document: Document, token: str, by: str, now: datetime) -> Document:
+    """Return the document of a run that was taken from its worker: held, and no attempt counted.
+
+    It is as if the claim `token` had taken the run over, and had given it back. So the worker has lost its claim, and
+    what it had finished is adopted once the run is `unheld`.
+    """
+    changed = _moved(_without(document, "claim"), Event.CANCEL, now, by=by)
+    return {**changed, "last_claim": token}
 
 
 def changed_since(document: Document, now: datetime) -> Document:
@@ -267,23 +287,42 @@ def _failures(document: Document) -> int:
     return count if isinstance(count, int) and 0 <= count <= MAX_INTEGER else 0
 
 
-def _moved(document: Document, event: Event, now: datetime, failures: int = 0) -> Document:
-    status = next_status(event, status_of(document), failures)
-    return {**document, "status": str(status), "updated_at": timestamp(now)}
+def _moved(
+    document: Document,
+    event: Event,
+    now: datetime,
+    failures: int = 0,
+    by: str | None = None,
+    error: Exception | None = None,
+) -> Document:
+    """Return the document after the event, with a step in its history. `by` is the worker's, if not given."""
+    status, at = str(next_status(event, status_of(document), failures)), timestamp(now)
+    changed = {**document, "status": status, "updated_at": at}
+    if event is Event.RENEW:
+        return changed
+    who = document.get("worker_id") if by is None else by
+    reason = {"kind": _kind(error), "reason": str(error)} if error else {}
+    return with_step(changed, {"at": at, "event": str(event), "status": status, "by": who or "", **reason})
+
+
+def _without(document: Document, *fields: str) -> Document:
+    return {key: value for key, value in document.items() if key not in fields}
 
 
 def _ended(document: Document) -> Document:
     # The token stays behind so that a holder whose answer was lost can see that its last write arrived.
-    changed = {key: value for key, value in document.items() if key not in ("claim", "not_before")}
-    return {**changed, "last_claim": token_of(document)}
+    return {**_without(document, "claim", "not_before"), "last_claim": token_of(document)}
 
 
 def _with_reason(document: Document, error: Exception | None, wait_seconds: float, now: datetime) -> Document:
     changed = dict(document)
     if error is not None:
-        kind = error.kind if isinstance(error, WatcherError) else type(error).__name__
-        changed["last_error"] = {"kind": kind, "message": writable(str(error)), "at": timestamp(now)}
+        changed["last_error"] = {"kind": _kind(error), "message": writable(str(error)), "at": timestamp(now)}
     if wait_seconds > 0:
         wait = timedelta(seconds=min(wait_seconds, MAX_RETRY_DELAY_SECONDS))
         changed["not_before"] = timestamp(now + wait)
     return changed
+
+
+def _kind(error: Exception) -> str:
+    return error.kind if isinstance(error, WatcherError) else type(error).__name__

@@ -28,6 +28,7 @@ class Status(StrEnum):
     PROCESSING = "processing"
     ENCRYPTED = "encrypted"
     FAILED = "failed"
+    HELD = "held"
 
 
 class Phase(StrEnum):

@@ -8,15 +8,17 @@ are retried here; what lasts longer is raised as StatusDBUnavailable and waited 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
 from watcher import model
-from watcher.errors import ClaimLost, UnknownRun, WatcherError
-from watcher.model import Archive, Claim, Document, Progress, Run, Status
+from watcher.errors import ClaimLost, WatcherError
+from watcher.model import Archive, Claim, Document, Event, Progress, Run, Status
 from watcher.statusdb import claiming
 from watcher.statusdb.access import Access
+from watcher.statusdb.operating import demanded, operate
 from watcher.statusdb.registering import BATCH, Registration, register
 from watcher.statusdb.saving import Change, Saving, whose
 from watcher.statusdb.store import Changes, Conflict, DocumentStore, Found, Unreadable
@@ -152,25 +154,32 @@ class StatusDB:
         settled = self._access.settled(written)
         return written if isinstance(settled, Unreadable) else settled
 
-    def retry(self, run_id: str) -> Document:
-        """Set a failed (or waiting) run to `pending` with no failures counted.
+    def retry(self, run_id: str, by: str = "") -> Document:
+        """Set a failed (or waiting) run to `pending` with no failures counted, for the operator `by`.
 
-        Raises UnknownRun when there is no such run, its document is unreadable, or its status does not allow it.
+        Raises UnknownRun when there is no such run, its document is unreadable, or its status does not allow it. So do
+        the next three.
         """
-        return self._access.patiently(lambda: self._retry(run_id))
+        return operate(self._access, run_id, Event.RETRY, lambda now: model.retried(now, by, self._now()))
 
-    def _retry(self, run_id: str) -> Document:
-        document = self._demanded(run_id)
-        try:
-            changed = model.retried(document, self._now())
-            return {**changed, "_rev": self._store.put(changed).rev}
-        except model.IllegalTransition as error:
-            raise UnknownRun(
-                f"run '{run_id}' is '{document.get('status')}': only a failed run, or an encrypted one "
-                "that has changed since, can be retried"
-            ) from error
-        except Conflict as error:
-            raise UnknownRun(f"run '{run_id}' has just changed; look at its status and try again") from error
+    def hold(self, run_id: str, by: str = "") -> Document:
+        """Let nobody take a run that waits or has failed."""
+        return operate(self._access, run_id, Event.HOLD, lambda now: model.held(now, by, self._now()))
+
+    def hold_unregistered(self, run: Run, by: str = "") -> bool:
+        """Let nobody take a run that has no document yet; say whether that is so."""
+        now = self._now()
+        document = model.held(model.registered(run, now), by, now)
+        return bool(self._access.patiently(lambda: self._store.insert_many([document])))
+
+    def unhold(self, run_id: str, by: str = "") -> Document:
+        """Set a held run to `pending`."""
+        return operate(self._access, run_id, Event.UNHOLD, lambda now: model.unheld(now, by, self._now()))
+
+    def cancel(self, run_id: str, by: str = "") -> Document:
+        """Take a run from its worker, which then stops, and hold it. No attempt counts."""
+        token = secrets.token_hex(16)
+        return operate(self._access, run_id, Event.CANCEL, lambda now: model.cancelled(now, token, by, self._now()))
 
     def get(self, run_id: str) -> Document | None:
         """Return the run's document; None if there is none that can be read."""
@@ -178,17 +187,7 @@ class StatusDB:
 
     def demand(self, run_id: str) -> Document:
         """Return the run's document. Raises UnknownRun when there is none, or it is unreadable."""
-        return self._access.patiently(lambda: self._demanded(run_id))
-
-    def _demanded(self, run_id: str) -> Document:
-        found = self._access.look(run_id)
-        if found is None:
-            raise UnknownRun(
-                f"run '{run_id}' is not in the status database; `dataflow_archive status --all` lists the runs"
-            )
-        if isinstance(found, Unreadable):
-            raise UnknownRun(str(found))
-        return found
+        return self._access.patiently(lambda: demanded(self._access, run_id))
 
     def unreadable(self) -> tuple[Unreadable, ...]:
         """Return the documents that were found unreadable, as far as this process has asked for them."""

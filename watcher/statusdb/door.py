@@ -4,7 +4,7 @@ Anybody who may write to the database can write anything. In a document that has
 the type and the form in which we write it. It may be absent, or null where that is harmless: an earlier version or
 another program wrote the document. Fields that we do not know are kept, and never read.
 
-A document whose `status` is none of our four words belongs to no run. It passes unchecked, and only its `_id` is used.
+A document whose `status` is none of our five words belongs to no run. It passes unchecked, and only its `_id` is used.
 """
 
 from __future__ import annotations
@@ -153,6 +153,10 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_steps(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) and not _wrong(one, _STEP, "") for one in value)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= model.MAX_INTEGER
 
@@ -173,6 +177,8 @@ _DOCUMENT: Mapping[str, Check] = {
     "claim": _is_object,
     "archive": _is_object,
     "verified": _is_object,
+    "history": _is_steps,
+    "history_dropped": _is_number,
 }
 """`failure_count` is not among them: a value that is no count is taken for zero."""
 
@@ -181,6 +187,17 @@ _VERIFIED: Mapping[str, Check] = {
     "problem": _is_text,
     "content_at": _is_text,
     "content_problem": _is_text,
+}
+
+_STEP: Mapping[str, Check] = {
+    "at": _is_text,
+    "event": _is_text,
+    "status": _is_text,
+    "by": _is_text,
+    "kind": _is_text,
+    "reason": _is_text,
+    "since": _is_text,
+    "times": _is_number,
 }
 
 _CLAIM: Mapping[str, Check] = {
