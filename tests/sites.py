@@ -305,6 +305,16 @@ class Site:
             command, capture_output=True, text=True, check=False, env=given, cwd=self.root, timeout=PATIENCE_SECONDS
         )
 
+    def lines_of_shell(self, lines: str, cwd: Path | None = None, **environment: str) -> str:
+        """Run lines of bash, as our pages have them, with this site's configuration; return what they print."""
+        path = f"{Path(COMMAND[0]).parent}:{self.environment['PATH']}"
+        own = {"ARCHIVE_CONFIG": str(self.config), "PATH": path, **environment}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", lines], stdout=subprocess.PIPE, text=True, check=True,
+            env={**self.environment, **own}, cwd=cwd, timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
+        return done.stdout
+
     def on_terminal(self, *arguments: str, typed: str = "", code: int = 0) -> str:
         """Run a command that ends with `code`, on a terminal of 100 columns, on which `typed` was typed.
 

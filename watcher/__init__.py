@@ -8,7 +8,7 @@ The road of a run, folder by folder:
   and publishes it.
 - `statusdb` keeps the run's document, and the claim. `model` says what may happen to a run.
 - `stored` opens an archived run's files again, `verifying` compares them, and `restoring` brings the run back.
-  `commands` are what an operator types.
+  `overview` says how a run stands, and why. `commands` are what an operator types.
 
 Imports point down, folder by folder. Each folder's `__init__` says what it promises, and exports what others use.
 

@@ -34,8 +34,8 @@ class WatcherError(Exception):
 
     @property
     def kind(self) -> str:
-        """The name of the class, as a run document's `last_error` has it."""
-        return type(self).__name__
+        """The name of the class in this file, as a run document's `last_error` has it."""
+        return next(each.__name__ for each in type(self).__mro__ if each.__module__ == __name__)
 
 
 class ConfigError(WatcherError):

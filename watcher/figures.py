@@ -136,6 +136,15 @@ def current_figures(lock_file: Path) -> list[Figures]:
     return []
 
 
+def is_answering(lock_file: Path) -> bool:
+    """Say whether the worker that has this lock file runs on this host."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(ANSWER_SECONDS)
+        asking.connect(_address(lock_file))
+        return True
+    return False
+
+
 def _address(lock_file: Path) -> bytes:
     name = hashlib.blake2b(os.fsencode(lock_file), digest_size=16).hexdigest()
     return f"\0dataflow_archive.{name}".encode()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,9 +99,7 @@ def test_a_changed_run_is_archived_again_by_the_readme_s_words(site: Site, archi
     once(site)
     first = (site.archives / "run_001.tar.gpg").read_bytes()
     script = block("again").replace("~/run_keys", str(site.keys)).replace("/data/archives", str(site.archives))
-    path = f"{Path(sys.executable).parent}:{site.environment['PATH']}"
-    environment = {**site.environment, "ARCHIVE_CONFIG": str(site.config), "PATH": path}
-    subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=True)
+    site.lines_of_shell(script)
     assert WARNING not in once(site)
     document = document_of(site)
     assert document["status"] == "encrypted"

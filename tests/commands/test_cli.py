@@ -29,6 +29,7 @@ OPEN_RUNS = 1000
 ON_A_DATABASE = (
     ("status",),
     ("status", "--json"),
+    ("explain", "run_001"),
     ("history",),
     ("retry", "run_001"),
     ("hold", "run_001"),

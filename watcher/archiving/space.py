@@ -44,9 +44,10 @@ class Space:
         free = self._archive_store.free_bytes(job.run.name)
         with self._lock:
             promised = sum(other.bytes_to_come for other in self._jobs.values())
-            if needs_room and job.size + promised + self._minimum_free_bytes > free:
+            lack = job.size + promised + self._minimum_free_bytes - free
+            if needs_room and lack > 0:
                 raise NoSpace(
-                    f"'{self._archive_store.destination}' has {free} bytes free; the run needs {job.size}, "
-                    f"running jobs {promised} more, and minimum_free_space is {self._minimum_free_bytes}"
+                    f"{lack} bytes are missing: '{self._archive_store.destination}' has {free} free; the run needs "
+                    f"{job.size}, running jobs {promised} more, and minimum_free_space is {self._minimum_free_bytes}"
                 )
             self._jobs[job.run.name] = job

@@ -26,8 +26,13 @@ def run(options: argparse.Namespace) -> int:
         return OK
     if dropped:
         print(f"{dropped} earlier steps are not kept")
-    show(HEADER, [_row(step) for step in steps])
+    show_steps(steps)
     return OK
+
+
+def show_steps(steps: list[Step]) -> None:
+    """Print steps as a table; each has its `run`."""
+    show(HEADER, [_row(step) for step in steps])
 
 
 def _all(database: StatusDB) -> list[Document]:

@@ -69,6 +69,11 @@ def _retry(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
 
 
+def _explain(parser: argparse.ArgumentParser) -> None:
+    _run_name(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _history(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="only of this run")
     parser.add_argument("--last", type=_count, metavar="N", default=50, help="the newest N steps (default: 50)")
@@ -137,6 +142,7 @@ COMMANDS = (
     Command("once", "archive what is ready now, then exit; for cron and for trying out"),
     Command("check", "tell, a line each, whether this machine and its configuration are fit to archive"),
     Command("status", "show the runs that are not encrypted, why, and how many there are of each status", _status),
+    Command("explain", "say why a run does not move, and what to do", _explain),
     Command("history", "show what has happened to a run, or lately to all runs", _history),
     Command("retry", "set failed runs to pending, their failures forgotten", _retry),
     Command("hold", "let no worker take runs, until `release`", _runs),

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-from rich.filesize import decimal
 
 from watcher.commands import shared
 from watcher.commands.exit_codes import OK
@@ -20,7 +16,8 @@ from watcher.commands.table import show
 from watcher.config import Config
 from watcher.figures import Figures, current_figures
 from watcher.model import Document, Status, lock_name, path_of, phase_of, status_of
-from watcher.source import NOT_THERE, State, unusable_name
+from watcher.overview import current, is_there, percent
+from watcher.source import State, unusable_name
 from watcher.statusdb import StatusDB, Unreadable, collision
 from watcher.text import printable
 
@@ -124,35 +121,18 @@ def _skipped(config: Config, statusdb: StatusDB) -> Iterator[Skipped]:
 
 def _row(document: Document, job: Figures | None) -> tuple[str, ...]:
     absence = "its directory is not on this host" if _is_elsewhere(document) else ""
-    notes = ((_current(job) if job else _recorded(document)) or _trouble(document), absence)
+    notes = ((current(job) if job else _recorded(document)) or _trouble(document), absence)
     return (
         document["_id"], document["status"], document.get("worker_id") or "", str(document.get("failure_count", 0)),
         (document.get("updated_at") or "")[:19], "; ".join(filter(None, notes)),
     )  # fmt: skip
 
 
-def _current(job: Figures) -> str:
-    """Say how far a job is, how fast it goes in this phase, and how long that will last."""
-    if not job.bytes_total:
-        return job.phase
-    words = (
-        f"{job.phase} {_percent(job.bytes_done, job.bytes_total)}",
-        f"{_percent(job.bytes_validated, job.bytes_total)} validated" if job.bytes_validated else "",
-        f"{decimal(job.bytes_per_second)}/s",
-        f"{timedelta(seconds=job.seconds_left)} left" if job.seconds_left is not None else "",
-    )
-    return ", ".join(filter(None, words))
-
-
 def _recorded(document: Document) -> str:
     """Say how far a run was when its claim was renewed last."""
     claim = document.get("claim") or {}
     total, done = claim.get("bytes_total"), claim.get("bytes_done", 0)
-    return f"{phase_of(document)} {_percent(done, total)}" if total else phase_of(document)
-
-
-def _percent(done: int, total: int) -> str:
-    return f"{min(100 * done // total, 100)} %"
+    return f"{phase_of(document)} {percent(done, total)}" if total else phase_of(document)
 
 
 def _trouble(document: Document) -> str:
@@ -165,10 +145,4 @@ def _is_elsewhere(document: Document) -> bool:
     """Say whether a run that is still to be archived has no directory here: it has gone, or is another host's."""
     if status_of(document) not in (Status.PENDING, Status.PROCESSING):
         return False
-    try:
-        os.stat(path_of(document))
-    except OSError as error:
-        return error.errno in NOT_THERE
-    except ValueError:
-        return True  # a path with a NUL in it
-    return False
+    return not is_there(path_of(document))

@@ -51,6 +51,7 @@ from watcher.model.names import (
 )
 from watcher.model.steps import MAX_STEPS, Step, history
 from watcher.model.values import (
+    MAX_FAILURES,
     MAX_INTEGER,
     Archive,
     Claim,
@@ -76,6 +77,7 @@ __all__ = [
     "CLEAR_MANIFEST_SUFFIX",
     "KEY_SUFFIX",
     "MANIFEST_SUFFIX",
+    "MAX_FAILURES",
     "MAX_INTEGER",
     "MAX_RETRY_DELAY_SECONDS",
     "MAX_RUN_NAME_BYTES",

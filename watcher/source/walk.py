@@ -59,6 +59,21 @@ class Walk:
             return inspect(run.path, self._policy, self._now)
         return inspect_directory(run, self._policy, self._now, self._seen)
 
+    def named(self, name: str) -> Iterator[tuple[str, bool]]:
+        """Yield the path of each run directory of this name, and whether `ignore` leaves it out."""
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            return
+        try:
+            with os.scandir(self.root) as entries:
+                sequencers = sorted((entry.path, entry.name) for entry in entries)
+        except OSError as error:
+            self._log_once(self.root, error)
+            return
+        for sequencer, sequencer_name in sequencers:
+            path = f"{sequencer}/{name}"
+            if is_directory(path) or (is_directory(sequencer) and is_link(path)):
+                yield path, self.is_ignored(sequencer_name) or self.is_ignored(name)
+
     def is_ignored(self, name: str) -> bool:
         """Say whether a sequencer or run of this name is left out."""
         return name in self._ignore

@@ -185,6 +185,10 @@ class StatusDB:
         """Return the run's document; None if there is none that can be read."""
         return self._access.patiently(lambda: self._access.readable(run_id))
 
+    def look(self, run_id: str) -> Found | None:
+        """Return what the database has under this name: a document, or why that is unreadable, or None."""
+        return self._access.patiently(lambda: self._access.look(run_id))
+
     def demand(self, run_id: str) -> Document:
         """Return the run's document. Raises UnknownRun when there is none, or it is unreadable."""
         return self._access.patiently(lambda: demanded(self._access, run_id))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from watcher.config import Config
 from watcher.errors import ConfigError
+from watcher.overview import Place
 from watcher.source import NETWORK_FILE_SYSTEMS, Policy, Walk, file_system_type
 from watcher.statusdb import DocumentStore, Login, SQLiteStore, StatusDB
 
@@ -18,6 +19,11 @@ def walk(config: Config) -> Walk:
 def statusdb(config: Config, wait: Callable[[float], bool]) -> StatusDB:
     """Return the status database that the configuration names. Raises ConfigError for SQLite on a network."""
     return StatusDB(_store(config, wait), wait)
+
+
+def place(config: Config, database: StatusDB) -> Place:
+    """Return where to look for what is known of runs."""
+    return Place(walk(config), database, config.destination_path, config.worker_id, config.lease_seconds)
 
 
 def _store(config: Config, wait: Callable[[float], bool]) -> DocumentStore:
