@@ -112,6 +112,13 @@ def test_a_run_is_archived_under_all_the_hardening_and_restored_by_the_readme_s_
     assert "not archived" not in shell(machine, block("operate"))
 
 
+def test_completion_and_the_manual_page_are_installed(machine: Container) -> None:
+    shell(
+        machine, "cd /usr/local/share; . ./bash-completion/completions/dataflow_archive; complete -p dataflow_archive"
+    )
+    assert "dataflow_archive" in shell(machine, "cat /usr/local/share/man/man1/dataflow_archive.1")
+
+
 def test_systemd_has_nothing_to_say_against_the_installed_unit(machine: Container) -> None:
     verify = ("systemd-analyze", "verify", "--man=no", "--recursive-errors=no")
     verified = machine.run(*verify, f"/etc/systemd/system/{UNIT}.service")

@@ -134,6 +134,10 @@ def _restore(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that will read it")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="leave the directory there to look at")
 
@@ -151,6 +155,8 @@ COMMANDS = (
     Command("list", "show what a run's archive holds, as its manifest says", _list),
     Command("verify", "tell whether archives are still what was recorded", _verify),
     Command("restore", "unwrap, decrypt, compare with what was recorded, and extract a run", _restore),
+    Command("completion", "print what lets a shell complete the command line", _completion),
+    Command("manpage", "print the manual page, for man(1)"),
     Command("demo", "archive and restore a small run in a temporary directory; needs only gpg and tar", _demo),
 )
 """In the order of `--help`."""
