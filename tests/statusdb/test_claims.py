@@ -157,6 +157,7 @@ def essence(document: Document) -> Document:
     essence = {key: value for key, value in document.items() if key not in different}
     if "last_error" in document:
         essence["last_error"] = {**document["last_error"], "at": None}
+    essence["history"] = [{**step, "at": None} for step in document["history"]]
     return {**essence, "claim": {**document.get("claim", {}), "token": None}}
 
 
