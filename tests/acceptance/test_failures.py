@@ -26,7 +26,7 @@ def test_a_run_is_failed_after_three_attempts_and_retried_on_demand(site: Site) 
     assert foreign.read_bytes() == b"somebody else's"
     assert site.staged_files() == []
     shown = " ".join(site.command("status").stdout.split())
-    assert "run_001 failed" in shown
+    assert "run_001 sequencer_A failed" in shown
     foreign.unlink()
     assert site.command("retry", "run_001").returncode == 0
     assert site.wait_for()["failure_count"] == 0

@@ -77,11 +77,11 @@ def test_a_name_that_cannot_be_archived_is_told_and_the_others_go_on(site: Site)
     good = site.complete(site.make_run("good", size=10))
     done = site.command("once")
     assert site.wait_for("good")["path"] == str(good)
-    shown = [line.rstrip().split(maxsplit=2) for line in site.command("status").stdout.splitlines()]
+    shown = [line.rstrip().split(maxsplit=3) for line in site.command("status").stdout.splitlines()]
     for name, reason in BAD.values():
         path = site.sequencing / "sequencer_A" / name
         assert done.stderr.count(f"'{path}' is not archived: {reason}") == 1, done.stderr
-        assert [name, "unusable", f"'{path}': {reason}"] in shown
+        assert [name, "sequencer_A", "unusable", f"'{path}': {reason}"] in shown
     assert "ERROR" in done.stderr
     assert "Traceback" not in done.stderr
 

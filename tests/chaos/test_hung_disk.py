@@ -106,6 +106,27 @@ def test_a_rescan_that_hangs_keeps_no_run_of_another_sequencer_waiting_and_no_wa
     assert daemon.log.count("a rescan does not end") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [(("status",), ["1 encrypted", "free for archives"]), (("explain", "run_001"), ["run_001: encrypted"])],
+    ids=["status", "explain"],
+)
+def test_a_command_answers_while_a_sequencer_hangs_and_names_the_disk(
+    command: tuple[str, ...], shown: list[str], site: Site, disk: Mounting
+) -> None:
+    site.complete(site.make_run())
+    assert site.command("once").returncode == 0
+    for name in ("run_001", "run_002"):
+        (site.root / "real_C" / name).mkdir(parents=True)
+    sequencer = disk(site.sequencing / "sequencer_C", site.root / "real_C")
+    sequencer.hang("getattr")
+    asking = site.start(*command, log="asking.log")
+    assert f"'{site.sequencing}' does not answer" in asking.wait_for_log("does not answer")
+    assert all(words in asking.log for words in shown)
+    sequencer.go_on()  # the kernel lets no process end that waits for FUSE
+    assert asking.wait() == 0
+
+
 @pytest.mark.parametrize("is_claimed", [False, True], ids=["pending", "stale"])
 def test_a_sequencer_that_hangs_keeps_no_lease_from_renewal_and_no_other_run_waiting(
     site: Site, disk: Mounting, gate: Gate, is_claimed: bool

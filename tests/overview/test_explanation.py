@@ -50,6 +50,10 @@ CASES: Mapping[str, tuple[Facts, list[Cause], str, str]] = {
     "nowhere": (facts(), [Cause.UNKNOWN], "no directory of this name", "misspelt"),
     "unreadable": (facts(unreadable="path is missing"), [Cause.UNREADABLE], "path is missing", "mend or delete"),
     "foreign": (facts({"_id": "run_001"}, READY), [Cause.FOREIGN], "no run's", "rename the run"),
+    "hung disk": (facts(silent="/data/sequencing"), [Cause.SILENT], "'/data/sequencing' does not answer", "dmesg"),
+    "hung disk, failed": (
+        facts(FAILED, silent="/data/sequencing"), [Cause.FAILED, Cause.SILENT], "3 attempts failed", "retry",
+    ),
     "ignored": (facts(ignored=(str(RUN.path),)), [Cause.IGNORED], "is in `ignore`", "take the name out"),
     "no sentinel": (of_state(State.ABSENT), [Cause.NO_SENTINEL], "has no sentinel", "drop .metadata_rsync_exitcode"),
     "exit code": (
@@ -73,7 +77,9 @@ CASES: Mapping[str, tuple[Facts, list[Cause], str, str]] = {
     "another directory of the name, not ready": (
         facts(ENCRYPTED, READY, Observation(OTHER, State.ABSENT)), [Cause.ENCRYPTED, Cause.NO_SENTINEL], "archived", "",
     ),
-    "elsewhere": (facts(PENDING, is_here=False), [Cause.NOT_HERE], "is not on this host", "delete the run's document"),
+    "elsewhere": (
+        facts(PENDING, is_here=False), [Cause.NOT_HERE], "its directory is not on this host: '/data/", "delete the run",
+    ),
     "queued": (facts(PENDING, READY), [Cause.QUEUED], "waits for a thread", "nothing"),
     "queued, no watcher": (facts(PENDING, READY, has_watcher=False), [Cause.QUEUED], "no watcher runs", "systemctl"),
     "no room": (
@@ -82,7 +88,8 @@ CASES: Mapping[str, tuple[Facts, list[Cause], str, str]] = {
     ),
     "paused": (
         facts(model.failed(PROCESSING, TarFailed("'x': unreadable"), 1200, NOW), READY), [Cause.PAUSED],
-        "in 0:10:00, after 1 of 3 attempts; TarFailed: 'x': unreadable", "let the archiver's user read",
+        "at 2026-04-28T10:25:00+00:00, in 0:10:00, after 1 of 3 attempts; TarFailed: 'x': unreadable",
+        "let the archiver's user read",
     ),
     "pending, sentinel taken back": (
         facts(PENDING, Observation(RUN, State.ABSENT)), [Cause.NO_SENTINEL], "has no sentinel", "drop",

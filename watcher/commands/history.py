@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from watcher.commands.exit_codes import OK
 from watcher.commands.shared import load, statusdb
-from watcher.commands.table import show
+from watcher.commands.table import Table, show
 from watcher.model import Document, Status, Step, history
 from watcher.statusdb import StatusDB
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 def show_steps(steps: list[Step]) -> None:
     """Print steps as a table; each has its `run`."""
-    show(HEADER, [_row(step) for step in steps])
+    show([Table(HEADER, [_row(step) for step in steps])])
 
 
 def _all(database: StatusDB) -> list[Document]:

@@ -30,6 +30,9 @@ exit codes:
   143  cancelled by SIGTERM; the watcher and `once`: by the second
 """
 
+STATUSES = ("pending", "processing", "encrypted", "failed", "held")
+"""Those of the model, which is not imported here."""
+
 WITHOUT_COMMAND = "watch"
 
 
@@ -88,7 +91,13 @@ def _count(text: str) -> int:
 
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show the encrypted ones too")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--status", choices=STATUSES, help="only runs of this status")
+    parser.add_argument("--sequencer", metavar="NAME", help="only runs of this sequencer")
+    parser.add_argument("--worker", metavar="ID", help="only runs that this worker had last")
+    parser.add_argument("--older-than", type=duration, metavar="TIME", help="only runs unchanged for so long, as in 2h")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    form.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl+C")
 
 
 def _list(parser: argparse.ArgumentParser) -> None:

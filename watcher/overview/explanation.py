@@ -26,6 +26,10 @@ from watcher.overview.facts import Facts
 from watcher.source import Observation, State, unusable_name
 from watcher.statusdb import collision
 
+NOT_ON_THIS_HOST = "its directory is not on this host"
+RENAME = "rename one of them"
+KEEP = "keep it; docs/operation.md says how it is archived again"
+LOOK_FOR_DISK = "look for a disk or a network mount that hangs (dmesg)"
 START = "start it: systemctl start dataflow-archive-watch"
 
 
@@ -35,6 +39,7 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
     UNREADABLE = "unreadable"
     FOREIGN = "foreign document"
+    SILENT = "disk does not answer"
     IGNORED = "ignored"
     UNUSABLE = "unusable"
     NO_SENTINEL = "no sentinel"
@@ -77,6 +82,8 @@ def _unknown(facts: Facts) -> Explanation:
 
 
 def _by_place(facts: Facts) -> Iterator[Explanation]:
+    if facts.silent:
+        yield Explanation(Cause.SILENT, f"'{facts.silent}' does not answer", LOOK_FOR_DISK)
     for path in facts.ignored:
         why = f"'{path}' is left out: its name, or its sequencer's, is in `ignore`"
         yield Explanation(Cause.IGNORED, why, "take the name out of `ignore`, and restart the watcher")
@@ -144,14 +151,14 @@ def _by_document(facts: Facts) -> Explanation | None:
 def _pending(facts: Facts, document: Document) -> Explanation | None:
     here = [each for each in facts.observations if each.run.path == path_of(document)]
     if not facts.is_here:
-        why = f"'{path_of(document)}' is not on this host"
+        why = f"{NOT_ON_THIS_HOST}: '{path_of(document)}'"
         remedy = "ask on the host that has it; if it has gone, delete the run's document"
         return Explanation(Cause.NOT_HERE, _after(why, document), remedy)
     if here and here[0].state is not State.READY:
         return None  # its directory says more
     error = document.get("last_error") or {}
     if wait := seconds_until_due(document, facts.now):
-        why = f"it is tried again in {_length(wait)}{_attempts(document)}"
+        why = f"it is tried again at {document['not_before']}, in {_length(wait)}{_attempts(document)}"
         return Explanation(Cause.PAUSED, _after(why, document), advice_for(str(error.get("kind"))) if error else "")
     if error.get("kind") == "NoSpace":
         return Explanation(Cause.NO_ROOM, f"it waits for room: {error.get('message')}", advice_for("NoSpace"))
@@ -162,16 +169,16 @@ def _pending(facts: Facts, document: Document) -> Explanation | None:
 
 
 def _processing(facts: Facts, document: Document) -> Explanation:
-    worker = document.get("worker_id")
+    worker, elsewhere = document.get("worker_id"), "" if facts.is_here else f"; {NOT_ON_THIS_HOST}"
     if facts.job:
-        return Explanation(Cause.WORKING, f"worker '{worker}' is {current(facts.job)}")
-    age = _age(document.get("updated_at"), facts.now)
-    why = f"worker '{worker}' has it: {phase_of(document)}{_part(document)}, renewed {_length(age)} ago"
-    if facts.lease_seconds and age > facts.lease_seconds:
+        return Explanation(Cause.WORKING, f"worker '{worker}' is {_current(facts.job)}{elsewhere}")
+    unchanged = age(document.get("updated_at"), facts.now)
+    why = f"worker '{worker}' has it: {phase_of(document)}{_part(document)}, renewed {_length(unchanged)} ago"
+    if facts.lease_seconds and unchanged > facts.lease_seconds:
         limit = f"its lease is {_length(facts.lease_seconds)}"
         remedy = "start that worker again, or another that has the path: it takes the run over"
         return Explanation(Cause.STALE, f"{why}, and {limit}: the worker is dead, or cannot reach the database", remedy)
-    return Explanation(Cause.WORKING, why)
+    return Explanation(Cause.WORKING, why + elsewhere)
 
 
 def _failed(_facts: Facts, document: Document) -> Explanation:
@@ -194,7 +201,7 @@ def _encrypted(_facts: Facts, document: Document) -> Explanation:
     verified = document.get("verified") or {}
     if since := document.get("changed_since"):
         why = f"{done}, and is not what was archived any more, as was seen at {since}"
-        return Explanation(Cause.CHANGED, why, "keep it; docs/operation.md says how it is archived again")
+        return Explanation(Cause.CHANGED, why, KEEP)
     if problem := verified.get("problem") or verified.get("content_problem"):
         why = f"{done}, and `verify` found at {verified.get('at')}: {problem}"
         return Explanation(Cause.DAMAGED, why, "keep the run; bring the archive's files back from a copy")
@@ -211,14 +218,14 @@ OF_STATUSES: Mapping[Status, Callable[[Facts, Document], Explanation | None]] = 
 """What a document of each status says; None where the run's directory says more."""
 
 
-def current(job: Figures) -> str:
+def _current(job: Figures) -> str:
     """Say how far a job is, how fast it goes in this phase, and how long that will last."""
     if not job.bytes_total:
         return job.phase
-    validated = f"{percent(job.bytes_validated, job.bytes_total)} validated" if job.bytes_validated else ""
+    validated = f"{_percent(job.bytes_validated, job.bytes_total)} validated" if job.bytes_validated else ""
     left = f"{timedelta(seconds=job.seconds_left)} left" if job.seconds_left is not None else ""
     words = (
-        f"{job.phase} {percent(job.bytes_done, job.bytes_total)}",
+        f"{job.phase} {_percent(job.bytes_done, job.bytes_total)}",
         validated,
         f"{decimal(job.bytes_per_second)}/s",
         left,
@@ -226,15 +233,14 @@ def current(job: Figures) -> str:
     return ", ".join(filter(None, words))
 
 
-def percent(done: int, total: int) -> str:
-    """Return the part of the whole, in words."""
+def _percent(done: int, total: int) -> str:
     return f"{min(100 * done // total, 100)} %"
 
 
 def _part(document: Document) -> str:
     claim = document.get("claim") or {}
     total = claim.get("bytes_total")
-    return f" {percent(claim.get('bytes_done', 0), total)}" if total else ""
+    return f" {_percent(claim.get('bytes_done', 0), total)}" if total else ""
 
 
 def _after(why: str, document: Document) -> str:
@@ -251,7 +257,8 @@ def _attempts(document: Document) -> str:
     return f", after {count} of {MAX_FAILURES} attempts" if count else ""
 
 
-def _age(at: str | None, now: datetime) -> float:
+def age(at: str | None, now: datetime) -> float:
+    """Return the seconds since a document's time; 0 if that cannot be read, or lies ahead."""
     try:
         moment = datetime.fromisoformat(at or "")
     except ValueError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from watcher.figures import Figures, current_figures, is_answering
 from watcher.model import Document, Status, lock_name, path_of, status_of
+from watcher.overview.patience import DISK_SECONDS, within
 from watcher.source import NOT_THERE, Observation, Walk
 from watcher.statusdb import StatusDB, Unreadable
 
@@ -18,7 +19,7 @@ class Facts:
     """Of one run. `job` has its worker's current figures, if that runs on this host.
 
     `ignored` are directories of its name that `ignore` leaves out. `is_here`: the document's path leads somewhere here.
-    `has_watcher`: a watcher runs here. Times are this host's.
+    `silent` is the path of a disk that did not answer. `has_watcher`: a watcher runs here. Times are this host's.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Facts:
     observations: tuple[Observation, ...] = ()
     ignored: tuple[str, ...] = ()
     is_here: bool = False
+    silent: str = ""
     job: Figures | None = None
     has_watcher: bool = False
     lease_seconds: float = 0.0
@@ -35,39 +37,49 @@ class Facts:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look. `lock_files` is the directory of the workers' lock files, `worker_id` this host's worker."""
+    """Where to look. `destination` has the archives and the workers' lock files, `worker_id` is this host's worker."""
 
     walk: Walk
     statusdb: StatusDB
-    lock_files: Path
+    destination: Path
     worker_id: str
     lease_seconds: float
 
     def figures(self, worker_id: str) -> list[Figures]:
         """Return the current figures of a worker's jobs, if it runs on this host."""
-        return current_figures(self.lock_files / lock_name(worker_id))
+        return current_figures(self.destination / lock_name(worker_id))
 
     def has_watcher(self) -> bool:
         """Say whether this host's worker runs."""
-        return is_answering(self.lock_files / lock_name(self.worker_id))
+        return is_answering(self.destination / lock_name(self.worker_id))
 
 
-def look_for(place: Place, name: str) -> Facts:
-    """Return what can be known of the run of this name. Raises StatusDBUnavailable."""
+def look_for(place: Place, name: str, seconds: float = DISK_SECONDS) -> Facts:
+    """Return what can be known of the run of this name, its disk asked for so long. Raises StatusDBUnavailable."""
     found = place.statusdb.look(name)
     document = None if isinstance(found, Unreadable) else found
-    here = list(place.walk.named(name))
-    return Facts(
+    facts = Facts(
         name,
         datetime.now(UTC),
         document,
         found.reason if isinstance(found, Unreadable) else "",
-        tuple(place.walk.look(path, may_be_link=True) for path, is_ignored in here if not is_ignored),
-        tuple(path for path, is_ignored in here if is_ignored),
-        document is not None and is_there(path_of(document)),
-        _job(place, document) if document else None,
-        place.has_watcher(),
-        place.lease_seconds,
+        job=_job(place, document) if document else None,
+        has_watcher=place.has_watcher(),
+        lease_seconds=place.lease_seconds,
+    )
+    try:
+        return within(seconds, lambda: _with_directories(facts, place.walk))
+    except TimeoutError:
+        return replace(facts, silent=place.walk.root, is_here=True)
+
+
+def _with_directories(facts: Facts, walk: Walk) -> Facts:
+    here = list(walk.named(facts.name))
+    return replace(
+        facts,
+        observations=tuple(walk.look(path, may_be_link=True) for path, is_ignored in here if not is_ignored),
+        ignored=tuple(path for path, is_ignored in here if is_ignored),
+        is_here=facts.document is not None and is_there(path_of(facts.document)),
     )
 
 
