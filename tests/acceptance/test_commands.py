@@ -12,6 +12,7 @@ import pytest
 from sites import COMMAND, Site, assert_same_tree
 
 from watcher.commands.parser import COMMANDS
+from watcher.model import Status
 
 EXISTING_SITE = """\
 statusdb:
@@ -86,6 +87,32 @@ def test_check_tells_a_line_each_and_changes_nothing(site: Site) -> None:
     for what in ("sequencing_path", "destination_path", "free space", "gpg", "tar", "recipient", "database", "inotify"):
         assert what in done.stdout
     assert sorted(path.name for path in site.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("has_database", [False, True], ids=["before the first start", "later"])
+def test_check_tells_what_the_watcher_would_do_with_each_run_and_it_does_that(has_database: bool, site: Site) -> None:
+    site.complete(site.make_run("archived"))
+    if has_database:
+        assert site.command("once").returncode == 0
+        site.make_run("kept")
+        assert site.command("hold", "kept").returncode == 0
+    site.complete(site.make_run("new"))
+    site.complete(site.make_run("broken"), "23\n")
+    site.make_run("not_yet")
+    site.complete(site.make_run("_name"))
+    done = site.command("check", "--plan", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {"mark": "ok", "what": "config", "detail": str(site.config)} in report["findings"]
+    planned = {Path(each["path"]).name: each["does"] for each in report["plan"]}
+    first = {"kept": "nothing"} if has_database else {"archived": "archives it"}
+    assert planned == {"new": "archives it", "broken": "nothing", "not_yet": "nothing", "_name": "nothing", **first}
+    assert all(each["why"] for each in report["plan"])
+    lines = site.command("check", "--plan").stdout.splitlines()
+    assert any(line.startswith("broken ") and "exit code 23" in line for line in lines)
+    site.command("once")
+    archived = {document["_id"] for document in site.statusdb().with_status(Status.ENCRYPTED)}
+    assert archived == {"archived", *(name for name, does in planned.items() if does == "archives it")}
 
 
 def test_check_fails_where_something_would_keep_the_watcher_from_archiving(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 from watcher import openpgp
 from watcher.commands.exit_codes import FAILED, OK
 from watcher.commands.shared import config_path, counted, load, observations, pause
+from watcher.commands.table import Table, show
 from watcher.config import Config, check_paths
 from watcher.errors import ConfigError, WatcherError
 from watcher.model import Encryption
+from watcher.overview import Planned, plan
 from watcher.process import low_limits
 from watcher.source import State, file_system_type
 from watcher.tar import tar_version
@@ -23,6 +26,8 @@ from watcher.wiring import archives, daemon, sites
 
 GOOD, WARN, FAIL = "ok", "warn", "FAIL"
 """The marks of a finding."""
+
+PLAN = ("run", "sequencer", "the watcher", "why")
 
 EXPIRY_WARNING = timedelta(days=30)
 """A recipient's key that expires sooner is pointed out."""
@@ -38,13 +43,41 @@ class Finding:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found, a line each; return the exit code, 1 if something fails. Raises ConfigError."""
+    """Print what was found, a line each; return the exit code, 1 if something fails.
+
+    Raises ConfigError and, for the plan, StatusDBUnavailable.
+    """
     loaded = load(options)
-    print(f"ok    config: {config_path(options)}")
-    findings = check(loaded)
-    for finding in findings:
-        print(f"{finding.mark:<5} {finding.what}: {finding.detail}")
+    findings = [Finding(GOOD, "config", str(config_path(options))), *check(loaded)]
+    planned = list(_plan(loaded)) if options.plan else []
+    if options.json:
+        print(
+            json.dumps({"findings": list(map(vars, findings)), "plan": [_as_json(each) for each in planned]}, indent=2)
+        )
+    else:
+        for finding in findings:
+            print(f"{finding.mark:<5} {finding.what}: {finding.detail}")
+        show([Table(PLAN, [_row(each) for each in planned])])
     return FAILED if any(finding.mark == FAIL for finding in findings) else OK
+
+
+def _plan(config: Config) -> Iterator[Planned]:
+    """Yield what a watcher that starts now would do with each run that is here and not archived."""
+    database = sites.statusdb(config, pause)
+    try:
+        database.verify()
+    except ConfigError:
+        return plan(sites.walk(config), lambda _runs: {}, config.lease_seconds)  # the watcher will make it
+    return plan(sites.walk(config), database.known, config.lease_seconds)
+
+
+def _as_json(planned: Planned) -> dict[str, str]:
+    return {"path": str(planned.run.path), "does": planned.does, **vars(planned.explanation)}
+
+
+def _row(planned: Planned) -> tuple[str, ...]:
+    path = planned.run.path
+    return (path.name, path.parent.name, planned.does, planned.explanation.why)
 
 
 def check(config: Config) -> list[Finding]:

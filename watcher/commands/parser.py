@@ -89,6 +89,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", action="store_true", help="tell what the watcher would do with each run that is here")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show the encrypted ones too")
     parser.add_argument("--status", choices=STATUSES, help="only runs of this status")
@@ -153,7 +158,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = (
     Command("once", "archive what is ready now, then exit; for cron and for trying out"),
-    Command("check", "tell, a line each, whether this machine and its configuration are fit to archive"),
+    Command("check", "tell, a line each, whether this machine and its configuration are fit to archive", _check),
     Command("status", "show the runs that are not encrypted, why, and how many there are of each status", _status),
     Command("explain", "say why a run does not move, and what to do", _explain),
     Command("history", "show what has happened to a run, or lately to all runs", _history),

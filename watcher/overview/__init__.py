@@ -13,6 +13,7 @@ from watcher.overview.disks import Disks, Skipped
 from watcher.overview.explanation import Cause, Explanation, explain
 from watcher.overview.facts import Facts, Place, look_for
 from watcher.overview.patience import within
+from watcher.overview.planning import Planned, plan
 from watcher.overview.site import Overview, RunView, look_at_site
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Facts",
     "Overview",
     "Place",
+    "Planned",
     "RunView",
     "Skipped",
     "advice_for",
@@ -33,5 +35,6 @@ __all__ = [
     "explain",
     "look_at_site",
     "look_for",
+    "plan",
     "within",
 ]
