@@ -98,15 +98,38 @@ def test_a_changed_run_is_archived_again_by_the_readme_s_words(site: Site, archi
     renew_sentinel(archived)
     once(site)
     first = (site.archives / "run_001.tar.gpg").read_bytes()
-    script = block("again").replace("~/run_keys", str(site.keys)).replace("/data/archives", str(site.archives))
-    site.lines_of_shell(script)
+    site.lines_of_shell(block("again"))
     assert WARNING not in once(site)
     document = document_of(site)
     assert document["status"] == "encrypted"
     assert "changed_since" not in document
     assert shown(site) == []
     assert_same_tree(archived, site.restore())
-    assert (site.archives / "run_001.tar.gpg.old").read_bytes() == first
+    (aside,) = site.archives.glob("run_001.tar.gpg.2*Z")
+    assert aside.read_bytes() == first
+    assert len(list(site.archives.glob("run_001.manifest.jsonl.gz.gpg.2*Z"))) == 1
+    assert len(list(site.keys.glob("run_001.key.gpg.2*Z"))) == 1
+
+
+def test_a_rearchive_that_was_cut_off_is_done_again(site: Site, archived: Path) -> None:
+    (archived / "late").write_text("late")
+    once(site)
+    (site.keys / "run_001.key.gpg").rename(site.keys / "run_001.key.gpg.20260428T100500Z")
+    done = site.command("rearchive", "run_001")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "key.gpg" not in done.stdout
+    once(site)
+    assert_same_tree(archived, site.restore())
+
+
+def test_what_has_not_changed_is_not_archived_again(site: Site, archived: Path) -> None:
+    del archived
+    before = sorted(site.archives.iterdir())
+    done = site.command("rearchive", "run_001", "run_404")
+    assert done.returncode == 1
+    assert "run 'run_001' has not changed since it was archived" in done.stderr
+    assert "run 'run_404' is not in the status database" in done.stderr
+    assert sorted(site.archives.iterdir()) == before
 
 
 def test_without_moving_the_old_files_away_nothing_is_overwritten(site: Site, archived: Path) -> None:

@@ -32,6 +32,7 @@ ON_A_DATABASE = (
     ("explain", "run_001"),
     ("history",),
     ("retry", "run_001"),
+    ("rearchive", "run_001"),
     ("hold", "run_001"),
     ("release", "run_001"),
     ("cancel", "run_001"),

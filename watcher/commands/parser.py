@@ -163,6 +163,7 @@ COMMANDS = (
     Command("explain", "say why a run does not move, and what to do", _explain),
     Command("history", "show what has happened to a run, or lately to all runs", _history),
     Command("retry", "set failed runs to pending, their failures forgotten", _retry),
+    Command("rearchive", "archive runs again that have changed since; their old files are moved aside", _runs),
     Command("hold", "let no worker take runs, until `release`", _runs),
     Command("release", "let held runs be taken again", _runs),
     Command("cancel", "take runs from the workers that archive them, and hold them; no attempt counts", _runs),

@@ -28,7 +28,7 @@ from watcher.statusdb import collision
 
 NOT_ON_THIS_HOST = "its directory is not on this host"
 RENAME = "rename one of them"
-KEEP = "keep it; docs/operation.md says how it is archived again"
+KEEP = "keep it; `dataflow_archive rearchive` archives it again, and keeps the old archive"
 LOOK_FOR_DISK = "look for a disk or a network mount that hangs (dmesg)"
 START = "start it: systemctl start dataflow-archive-watch"
 
