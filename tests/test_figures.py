@@ -81,7 +81,7 @@ def test_who_asks_is_answered_each_time(lock_file: Path) -> None:
 @pytest.mark.unit
 def test_who_does_not_read_keeps_nobody_waiting(lock_file: Path) -> None:
     jobs = [Job(Run(Path(f"/{number}") / ("x" * 250) / ("y" * 250) / ("z" * 250))) for number in range(700)]
-    with serving(lock_file, *jobs, peer_seconds=0.01), socket.socket(socket.AF_UNIX) as idler:
+    with serving(lock_file, *jobs, peer_seconds=0.5), socket.socket(socket.AF_UNIX) as idler:
         idler.connect(module._address(lock_file))
         assert len(current_figures(lock_file)) == len(jobs)
 

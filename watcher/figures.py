@@ -19,8 +19,11 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
+
+from rich.filesize import decimal
 
 from watcher.job import Job
 
@@ -77,6 +80,24 @@ class Figures:
             bytes_per_second=round(rate),
             seconds_left=round(left / rate) if rate and progress.bytes_total else None,
         )
+
+    @property
+    def in_words(self) -> str:
+        """How far the job is, how fast it goes in this phase, and how long that will last."""
+        if not self.bytes_total:
+            return self.phase
+        words = (
+            f"{self.phase} {percent(self.bytes_done, self.bytes_total)}",
+            f"{percent(self.bytes_validated, self.bytes_total)} validated" if self.bytes_validated else "",
+            f"{decimal(self.bytes_per_second)}/s",
+            f"{timedelta(seconds=self.seconds_left)} left" if self.seconds_left is not None else "",
+        )
+        return ", ".join(filter(None, words))
+
+
+def percent(done: int, total: int) -> str:
+    """Return the part of the whole, in words."""
+    return f"{min(100 * done // total, 100)} %"
 
 
 class FiguresServer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -229,6 +230,15 @@ def test_systemd_is_told_of_the_start_the_state_and_the_end(site: Site, tmp_path
         assert daemon.stop() == 0
         while not any("STOPPING=1" in text for text in told):
             told.append(channel.recv(4096).decode())
+
+
+def test_systemd_is_told_which_runs_are_worked_on_how_far_and_how_fast(site: Site, systemd: Systemd) -> None:
+    site.configure(bandwidth_limit="1 MB")
+    site.complete(site.make_run(size=200_000_000))
+    daemon = site.start(NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="400000")
+    wanted = re.compile(r"STATUS=1 running, \d waiting; .*; run_001 archiving \d+ %, .*B/s, .* left")
+    wait_until(lambda: any(map(wanted.search, systemd.listen())), "systemd to be told of the run")
+    daemon.kill()
 
 
 QUICK = {"WATCHDOG_USEC": "400000"}

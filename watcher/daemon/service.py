@@ -21,7 +21,7 @@ from watcher.daemon.health import Health
 from watcher.daemon.settings import Settings
 from watcher.daemon.systemd import Notifier
 from watcher.errors import ConfigError, Interrupted, StatusDBRefused, StatusDBUnavailable
-from watcher.model import Progress
+from watcher.figures import Figures
 from watcher.text import printable
 
 TICK_SECONDS = 2.0
@@ -188,7 +188,7 @@ class Service:
 
     def _state(self) -> str:
         running, waiting = self._flow.dispatcher.counts()
-        jobs = ", ".join(f"{printable(job.run.name)} {_percent(job.progress)}" for job in self._leases.jobs())
+        jobs = "; ".join(f"{printable(job.run.name)} {Figures.of(job).in_words}" for job in self._leases.jobs())
         return f"{running} running, {waiting} waiting; {self._flow.observer.watches} watches; {jobs or 'idle'}"
 
 
@@ -200,9 +200,3 @@ def _guarded(target: Callable[[], None]) -> Callable[[], None]:
             logger.exception("a thread has died of a bug")
 
     return run
-
-
-def _percent(progress: Progress) -> str:
-    if not progress.bytes_total:
-        return str(progress.phase)
-    return f"{progress.phase} {min(100 * progress.bytes_done // progress.bytes_total, 100)} %"

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from rich.filesize import decimal
-
-from watcher.figures import Figures
+from watcher.figures import percent
 from watcher.model import (
     MAX_FAILURES,
     Document,
@@ -171,7 +169,7 @@ def _pending(facts: Facts, document: Document) -> Explanation | None:
 def _processing(facts: Facts, document: Document) -> Explanation:
     worker, elsewhere = document.get("worker_id"), "" if facts.is_here else f"; {NOT_ON_THIS_HOST}"
     if facts.job:
-        return Explanation(Cause.WORKING, f"worker '{worker}' is {_current(facts.job)}{elsewhere}")
+        return Explanation(Cause.WORKING, f"worker '{worker}' is {facts.job.in_words}{elsewhere}")
     unchanged = age(document.get("updated_at"), facts.now)
     why = f"worker '{worker}' has it: {phase_of(document)}{_part(document)}, renewed {_length(unchanged)} ago"
     if facts.lease_seconds and unchanged > facts.lease_seconds:
@@ -218,29 +216,10 @@ OF_STATUSES: Mapping[Status, Callable[[Facts, Document], Explanation | None]] = 
 """What a document of each status says; None where the run's directory says more."""
 
 
-def _current(job: Figures) -> str:
-    """Say how far a job is, how fast it goes in this phase, and how long that will last."""
-    if not job.bytes_total:
-        return job.phase
-    validated = f"{_percent(job.bytes_validated, job.bytes_total)} validated" if job.bytes_validated else ""
-    left = f"{timedelta(seconds=job.seconds_left)} left" if job.seconds_left is not None else ""
-    words = (
-        f"{job.phase} {_percent(job.bytes_done, job.bytes_total)}",
-        validated,
-        f"{decimal(job.bytes_per_second)}/s",
-        left,
-    )
-    return ", ".join(filter(None, words))
-
-
-def _percent(done: int, total: int) -> str:
-    return f"{min(100 * done // total, 100)} %"
-
-
 def _part(document: Document) -> str:
     claim = document.get("claim") or {}
     total = claim.get("bytes_total")
-    return f" {_percent(claim.get('bytes_done', 0), total)}" if total else ""
+    return f" {percent(claim.get('bytes_done', 0), total)}" if total else ""
 
 
 def _after(why: str, document: Document) -> str:
