@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sites import PATIENCE_SECONDS
 
 from watcher.journal import IDENTIFIER, JournalHandler, OneLine
+from watcher.model import Run
 from watcher.text import printable
 
 EVIL = "run\n2026-04-28T10:00:00.000Z ERROR forged\r\x1b[31m\x1b]0;title\x07\x00\u202e\u2028\x85"
@@ -106,6 +107,18 @@ def test_an_entry_has_journalds_fields_and_says_whose_run_it_is_about(
     assert entry["CODE_FILE"] == [__file__]
     assert entry["CODE_FUNC"] == ["test_an_entry_has_journalds_fields_and_says_whose_run_it_is_about"]
     assert int(entry["CODE_LINE"][0]) > 0
+
+
+def test_an_entry_has_what_else_is_known_of_the_run_and_the_worker(journald: Journald) -> None:
+    logger = logging.Logger("watcher.test", logging.DEBUG)
+    logger.addHandler(JournalHandler(journald.path, "host 1\n"))
+    about = {**Run(Path("/data/sequencing/sequencer_A/run_001")).about, "phase": "archiving", "attempt": 2}
+    logger.warning("failed", extra=about)
+    entry = journald.entry()
+    assert {field: entry[field] for field in ("RUN_ID", "SEQUENCER", "PHASE", "ATTEMPT", "WORKER")} == {
+        "RUN_ID": ["run_001"], "SEQUENCER": ["sequencer_A"], "PHASE": ["archiving"], "ATTEMPT": ["2"],
+        "WORKER": ["host 1\\n"],
+    }  # fmt: skip
 
 
 def test_an_entry_about_no_run_has_no_run(journald: Journald, logger: logging.Logger) -> None:

@@ -1,7 +1,7 @@
 """Logging: to journald with native fields under systemd, else to standard error; and to a file if asked.
 
 A line about a run is logged with `extra={"run": name}`; that is journald's field RUN_ID, and the
-line's first word elsewhere.
+line's first word elsewhere. FIELDS has what else such a line may carry.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ IDENTIFIER = "dataflow_archive"
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """syslog(3)'s numbers for Python's levels."""
 
+FIELDS = {"run": "RUN_ID", "sequencer": "SEQUENCER", "phase": "PHASE", "attempt": "ATTEMPT"}
+"""What a record may carry (`extra`), and journald's field for it."""
+
 FORMAT = "%(asctime)sZ %(levelname)s %(about)s%(message)s"
 
 
-def configure(level: str, log_file: Path | None = None) -> None:
-    """Send the log of this process to where it belongs.
+def configure(level: str, log_file: Path | None = None, worker_id: str = "") -> None:
+    """Send the log of this process, a worker's, to where it belongs.
 
     `level` is one of DEBUG, INFO, WARN, ERROR. Raises ConfigError when `log_file` cannot be written.
     """
-    handlers: list[logging.Handler] = [_journal() or _text(logging.StreamHandler())]
+    handlers: list[logging.Handler] = [_journal(worker_id) or _text(logging.StreamHandler())]
     if log_file is not None:
         try:
             handlers.append(_text(LogFile(log_file, encoding="utf-8", errors="backslashreplace")))
@@ -45,10 +48,14 @@ def configure(level: str, log_file: Path | None = None) -> None:
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to journald's socket, with a traceback in the message if there is one."""
+    """Sends records to journald's socket, with a traceback in the message if there is one.
 
-    def __init__(self, socket_path: Path) -> None:
+    The field WORKER of each is `worker_id`, if there is one.
+    """
+
+    def __init__(self, socket_path: Path, worker_id: str = "") -> None:
         super().__init__()
+        self._worker_id = worker_id
         # The address goes with each line. A connection would stay dead after journald was restarted.
         self._transport = JournaldTransport(socket_path, connected=False)
         self.setFormatter(OneLine("%(about)s%(message)s"))
@@ -70,8 +77,9 @@ class JournalHandler(logging.Handler):
             ("CODE_FUNC", record.funcName or ""),
             ("LOGGER", record.name),
         ]
-        run = getattr(record, "run", None)
-        return [*fields, ("RUN_ID", printable(run))] if run else fields
+        carried = [(field, getattr(record, name, None)) for name, field in FIELDS.items()]
+        about = [("WORKER", self._worker_id), *carried]
+        return [*fields, *((field, printable(str(value))) for field, value in about if value)]
 
 
 class LogFile(WatchedFileHandler):
@@ -104,13 +112,13 @@ class OneLine(logging.Formatter):
         return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
-def _journal() -> JournalHandler | None:
+def _journal(worker_id: str) -> JournalHandler | None:
     """Return a handler for journald if standard error leads there, as systemd's `$JOURNAL_STREAM` tells."""
     try:
         leads_there = check_journal_stream() and JournaldTransport.SOCKET_PATH.is_socket()
     except (OSError, ValueError, AttributeError):
         leads_there = False  # no such variable as we know, or no standard error
-    return JournalHandler(JournaldTransport.SOCKET_PATH) if leads_there else None
+    return JournalHandler(JournaldTransport.SOCKET_PATH, worker_id) if leads_there else None
 
 
 def _text(handler: logging.Handler) -> logging.Handler:

@@ -133,6 +133,8 @@ def test_the_journal_tells_a_run_s_story_by_its_field(machine: Container) -> Non
     assert words == [["run_002:", "registered"], ["run_002:", "claimed"], ["run_002:", "encrypted"]]
     assert {entry["PRIORITY"] for entry in story} == {"6"}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in story} == {"dataflow_archive"}
+    assert {(entry["SEQUENCER"], entry["WORKER"]) for entry in story} == {("sequencer_A", "archiver-1")}
+    assert (story[-1]["PHASE"], story[-1]["ATTEMPT"]) == ("publishing", "1")
 
 
 def test_systemd_shows_what_the_watcher_does(machine: Container) -> None:

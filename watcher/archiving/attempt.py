@@ -14,7 +14,7 @@ from watcher.archiving.pace import Pace
 from watcher.archiving.publication import ArchiveStore
 from watcher.errors import Interrupted, NotTheRunsFault, RunNotSettled
 from watcher.job import Job
-from watcher.model import Claim, Encryption, ManifestMode, ValidationMode
+from watcher.model import Claim, Encryption, ManifestMode, ValidationMode, attempt_number
 from watcher.source import Policy, Rules, Stillness
 from watcher.statusdb import StatusDB
 
@@ -77,9 +77,10 @@ class Attempt:
         return self.claim.run.name
 
     @property
-    def extra(self) -> dict[str, str]:
+    def extra(self) -> dict[str, object]:
         """What each log record of this attempt carries."""
-        return {"run": self.name}
+        number = attempt_number(self.claim.document)
+        return {**self.claim.run.about, "phase": str(self.job.progress.phase), "attempt": number}
 
     def await_quiet(self, still: Stillness) -> None:
         """Wait until nothing in the run has changed for `quiet_period`. Raises the job's reason if it is cancelled."""

@@ -84,7 +84,7 @@ class Lease:
             except ClaimLost as error:
                 self.job.cancel(error)
             except StatusDBUnavailable as error:
-                logger.warning("cannot renew the claim, work goes on: %s", error, extra={"run": self.claim.run.name})
+                logger.warning("cannot renew the claim, work goes on: %s", error, extra=self.claim.run.about)
 
     def _write(self, operation: Operation[P], *args: P.args, **kwargs: P.kwargs) -> Document:
         asked_at = self._clock()

@@ -68,7 +68,7 @@ class Worker:
             try:
                 stack.enter_context(self._space.reserved(job, needs_room="archive" not in document))
             except NoSpace as lack:
-                logger.warning("waits: %s", lack, extra={"run": job.run.name})
+                logger.warning("waits: %s", lack, extra=job.run.about)
                 self._parts.statusdb.note(document, lack)
                 return Outcome.NO_ROOM
             return self._claim_and_archive(document, job, still)
@@ -113,7 +113,7 @@ class Worker:
 
 
 def _tell_claim(claim: Claim) -> None:
-    extra = {"run": claim.run.name}
+    extra = claim.run.about
     if claim.previous.get("status") == Status.PROCESSING:
         whose = claim.previous.get("worker_id")
         logger.warning("took over the stale claim of worker '%s'", whose, extra=extra)

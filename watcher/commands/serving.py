@@ -20,7 +20,7 @@ def service(options: argparse.Namespace) -> Iterator[Service]:
     Sets up the log. Raises ConfigError for a configuration or a machine that is not fit to archive.
     """
     loaded = load(options)
-    journal.configure(loaded.log_level, loaded.log_file)
+    journal.configure(loaded.log_level, loaded.log_file, loaded.worker_id)
     daemon.refuse_unusable(loaded)
     with worker_lock(loaded.destination_path, loaded.worker_id):
         yield daemon.service(loaded, Metrics())

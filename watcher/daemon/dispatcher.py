@@ -113,10 +113,10 @@ class Dispatcher:
         try:
             outcome = self._work(run, stale_rev)
         except NotTheRunsFault as error:
-            logger.warning("waits, not claimed: %s", error, extra={"run": run.name})
+            logger.warning("waits, not claimed: %s", error, extra=run.about)
             self.submit_later(run, AWAY_SECONDS)
         except Exception:
-            logger.exception("a bug kept this run from being worked on", extra={"run": run.name})
+            logger.exception("a bug kept this run from being worked on", extra=run.about)
         finally:
             with self._idle:
                 self._running.discard(run.name)

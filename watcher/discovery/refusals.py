@@ -31,7 +31,7 @@ class Refusals:
         """Log why a run is not archived, if that is news."""
         if self._logged.get(run.path) != reason:
             self._logged[run.path] = reason
-            logger.log(level, "'%s' is not archived: %s", run.path, reason, extra={"run": run.name})
+            logger.log(level, "'%s' is not archived: %s", run.path, reason, extra=run.about)
 
     def forget(self, run: Run) -> None:
         """Note that nothing keeps a run from being archived any more."""

@@ -156,7 +156,7 @@ class Registrar:
             return False
         self._known.add_unasked(run)
         self._metrics.add(f"noticed_by_{Noticed.DATABASE}")
-        logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra={"run": run.name})
+        logger.info("'%s' is %s, noticed by %s", run.path, what, Noticed.DATABASE, extra=run.about)
         return True
 
     def forget(self, name: str) -> None:
@@ -177,7 +177,7 @@ class Registrar:
             self._known.end(runs)
         for run in registration.new:
             self._metrics.add(f"noticed_by_{noticed}")
-            logger.info("registered '%s', noticed by %s", run.path, noticed, extra={"run": run.name})
+            logger.info("registered '%s', noticed by %s", run.path, noticed, extra=run.about)
         collided = {run.path: collision(run, document) for run, document in registration.collisions}
         for run in runs:
             if run.path in collided:
@@ -206,5 +206,5 @@ class Registrar:
             self._statusdb.mark_changed(document)
             logger.warning(
                 "'%s' is not what was archived any more: %s; keep it, and see 'changed' in docs/operation.md",
-                run.path, change, extra={"run": run.name},
+                run.path, change, extra=run.about,
             )  # fmt: skip

@@ -145,6 +145,11 @@ def seconds_until_due(document: Document, now: datetime) -> float:
     return left if 0 < left <= MAX_RETRY_DELAY_SECONDS else 0.0
 
 
+def attempt_number(document: Document) -> int:
+    """Return which attempt the work on a run is; those that failed before count."""
+    return _failures(document) + 1
+
+
 def retry_delay(failures: int, first_seconds: float) -> float:
     """Return the pause in seconds after the failure number `failures`: doubled each time, an hour at most."""
     doublings = min(max(failures - 1, 0), MAX_DOUBLINGS)

@@ -52,6 +52,11 @@ class Run:
         """The directory's name: the run document's `_id` and the archive's first part."""
         return self.path.name
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What each log record about the run carries."""
+        return {"run": self.name, "sequencer": self.path.parent.name}
+
 
 @dataclass(frozen=True)
 class Claim:
