@@ -311,7 +311,7 @@ class Site:
         own = {"ARCHIVE_CONFIG": str(self.config), "PATH": path, **environment}
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", lines], stdout=subprocess.PIPE, text=True, check=True,
-            env={**self.environment, **own}, cwd=cwd, timeout=PATIENCE_SECONDS,
+            env={**self.measured_environment, **own}, cwd=cwd, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
         return done.stdout
 
@@ -327,7 +327,7 @@ class Site:
             try:
                 done = subprocess.run(
                     [*COMMAND, "-c", str(self.config), *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-                    check=False, env={**self.environment, "TERM": "xterm"}, cwd=self.root, timeout=PATIENCE_SECONDS,
+                    check=False, env=self.measured_environment, cwd=self.root, timeout=PATIENCE_SECONDS,
                 )  # fmt: skip
             finally:
                 os.close(theirs)
@@ -337,6 +337,15 @@ class Site:
                     shown += data
         assert done.returncode == code, shown
         return shown.decode()
+
+    @property
+    def measured_environment(self) -> dict[str, str]:
+        """The environment of a command that cannot start warm. Such are few: where CI measures, it measures them, too.
+
+        They have a terminal that can move its cursor, if they have one.
+        """
+        measured = {key: value for key, value in os.environ.items() if key == "COVERAGE_PROCESS_START"}
+        return {**self.environment, **measured, "TERM": "xterm"}
 
     def _may_be_warm(self, environment: Mapping[str, str]) -> bool:
         return self.is_warm and not any(name.startswith(AT_START) for name in environment)

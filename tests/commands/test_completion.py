@@ -29,7 +29,7 @@ def completed_by_bash(site: Site, *words: str) -> set[str]:
 
 
 def test_bash_completes_commands_and_options(site: Site) -> None:
-    assert completed_by_bash(site, "dataflow_archive", "re") == {"retry", "release", "restore"}
+    assert completed_by_bash(site, "dataflow_archive", "re") == {"rearchive", "release", "restore", "retry"}
     assert {"--yes", "--all-failed"} <= completed_by_bash(site, "dataflow_archive", "retry", "--")
     assert completed_by_bash(site, "dataflow_archive", "completion", "") == {"bash", "zsh", "fish"}
 
@@ -38,7 +38,7 @@ def test_bash_completes_commands_and_options(site: Site) -> None:
 def test_fish_completes_commands_and_options(site: Site, unavailable: Callable[[str], NoReturn]) -> None:
     fish = shutil.which("fish") or unavailable("no fish here")
     source = site.command("completion", "fish").stdout
-    for line, offered in (("re", {"retry", "release", "restore"}), ("retry --a", {"--all-failed"})):
+    for line, offered in (("re", {"rearchive", "release", "restore", "retry"}), ("retry --a", {"--all-failed"})):
         script = f"{source}\ncomplete -C 'dataflow_archive {line}'"
         told = subprocess.check_output([fish, "--no-config", "-c", script], text=True)
         assert {each.split("\t")[0] for each in told.splitlines()} == offered

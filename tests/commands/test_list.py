@@ -184,7 +184,7 @@ def test_the_words_of_the_pages_list_a_run(archived: Site, tmp_path: Path) -> No
     source = archived.sequencing / "sequencer_A" / "run_001"
     shutil.copytree(source, tmp_path / "run_001", symlinks=True)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], env={**archived.environment, **environment}, cwd=tmp_path,
+        ["bash", "-euo", "pipefail", "-c", script], env={**archived.measured_environment, **environment}, cwd=tmp_path,
         check=True, capture_output=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()

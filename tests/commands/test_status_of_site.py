@@ -108,7 +108,7 @@ def test_watch_gives_the_terminal_back_as_it_was(number: signal.Signals, mixed: 
     termios.tcsetwinsize(theirs, (40, 100))
     watching = subprocess.Popen(
         [*COMMAND, "-c", str(mixed.config), "status", "--watch"], stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**mixed.environment, "TERM": "xterm"}, start_new_session=True,
+        env=mixed.measured_environment, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     shown = b""
