@@ -154,7 +154,7 @@ def test_of_a_directory_that_is_not_mounted_nothing_is_recorded(which: str, left
     done = archived.command("verify", "--all")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"'{directory}' " in done.stderr
-    assert "othing was recorded of run 'run_001'" in done.stderr
+    assert re.search("othing was recorded of run 'run_00[12]'", done.stderr)
     assert archived.document() == before
 
 
