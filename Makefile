@@ -10,7 +10,7 @@ setup: ## a virtual environment with everything, and the hooks of git
 	test ! -d .git || .venv/bin/pre-commit install
 
 unit: ## what needs no child process, no server and no root: seconds
-	$(PYTEST) -q -m "unit and not children and not root and not slow"
+	$(PYTHON) -m pytest -q -m "unit and not children and not root and not slow"
 
 test: ## the README's test command
 	$(PYTEST)

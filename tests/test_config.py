@@ -676,6 +676,7 @@ def test_any_text_is_a_config_or_refused(module_files: Files, text: str) -> None
     statusdb=st.dictionaries(st.sampled_from([*map(name_of, fields(StatusDBConfig)), "other"]), VALUES),
 )
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_any_values_are_a_config_or_refused_without_the_password(
     module_files: Files, values: dict[str, Any], statusdb: dict[str, Any]
 ) -> None:

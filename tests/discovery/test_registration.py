@@ -381,6 +381,7 @@ CALLS = 8
 
 
 @pytest.mark.parametrize("call", range(1, CALLS + 1))
+@pytest.mark.slow
 def test_a_rescan_whose_requests_fail_at_any_place_raises_and_the_next_one_registers_the_rest_once(
     desk: Desk, call: int, caplog: pytest.LogCaptureFixture
 ) -> None:
