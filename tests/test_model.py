@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from watcher import model
 from watcher.errors import NoSpace, RunNotSettled, TarFailed, WatcherError
-from watcher.model import Archive, Claim, Document, IllegalTransition, Phase, Progress, Run, Status
-from watcher.model.documents import Event
+from watcher.model import Archive, Claim, Document, Event, IllegalTransition, Phase, Progress, Run, Status
 
 pytestmark = pytest.mark.unit
 

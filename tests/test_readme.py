@@ -14,8 +14,7 @@ from watcher.commands.demo import RESTORE
 from watcher.commands.parser import COMMANDS
 from watcher.config import Config
 from watcher.config.schema import StatusDBConfig
-from watcher.model import Status
-from watcher.model.documents import TRANSITIONS
+from watcher.model import TRANSITIONS, Status
 from watcher.source import SENTINEL
 
 ROOT = Path(__file__).parent.parent

@@ -43,6 +43,8 @@ class Job:
     """The work on one run, from its claim to the claim's end. `size` is the run's, in bytes.
 
     `prefix` are the words before each child's command: a program that starts it with another priority.
+
+    Progress, cancel and children are one class: a cancel must see each child, and a stall is judged by all three.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from sites import COMMAND, Site
+from spoiling import append, cut, flip, put_a_link
 from test_readme import block
 
 NAMES = ("a b", "umlaut ä", os.fsdecode(b"no utf-8 \xff"), "line\nbreak", "back\\slash", "return\r", "\\n", "* ?")
@@ -103,26 +104,6 @@ def manifest(archived: Site) -> Iterator[Path]:
     yield path
     path.unlink(missing_ok=True)
     path.write_bytes(content)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def append(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"x")
-
-
-def put_a_link(path: Path) -> None:
-    path.rename(path.with_name("moved"))
-    path.symlink_to("moved")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from sites import COMMAND, PATIENCE_SECONDS, Site
 
-from watcher.overview import ORDER, PERSONS, Cause, within
+from watcher.commands.parser import STATUSES
+from watcher.model import Status
+from watcher.overview import ORDER, PERSONS, Cause, gathered, within
 
 LEAVE_SCREEN = "\x1b[?1049l"
 """xterm: back to the screen that was there before."""
@@ -102,6 +104,17 @@ def test_too_little_room_and_a_watcher_that_does_not_run_are_alerts(site: Site) 
     assert (alert["what"], alert["remedy"]) == ("watcher", "start it: systemctl start dataflow-archive-watch")
 
 
+def test_an_archived_run_that_has_changed_is_one_alert(site: Site) -> None:
+    run = site.complete(site.make_run())
+    assert site.command("once").returncode == 0
+    (run / "late").write_text("late")
+    assert site.command("once").returncode == 0
+    for options in ((), ("--all",)):
+        (alert,) = json.loads(site.command("status", "--json", *options).stdout)["alerts"]
+        assert alert["what"] == "changed"
+        assert alert["words"].startswith("run_001: ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_watch_gives_the_terminal_back_as_it_was(number: signal.Signals, mixed: Site) -> None:
     ours, theirs = pty.openpty()
@@ -140,6 +153,23 @@ def test_a_look_at_a_disk_that_hangs_is_given_up_and_its_errors_are_raised() -> 
     assert within(PATIENCE_SECONDS, disk.wait)
     with pytest.raises(ZeroDivisionError):
         within(PATIENCE_SECONDS, lambda: 1 // 0)
+
+
+@pytest.mark.unit
+def test_a_large_disk_may_take_longer_in_all_than_a_look_waits() -> None:
+    turns = 20
+
+    def names() -> Iterator[int]:
+        for number in range(turns):
+            threading.Event().wait(0.05)
+            yield number
+
+    assert gathered(0.5, names) == list(range(turns))
+
+
+@pytest.mark.unit
+def test_the_statuses_that_can_be_chosen_are_the_model_s() -> None:
+    assert tuple(Status) == STATUSES
 
 
 @pytest.mark.unit

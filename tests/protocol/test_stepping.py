@@ -121,6 +121,14 @@ class Rivals(RuleBasedStateMachine):
         if worker := self.workers.get(number):
             worker.stop()
 
+    @precondition(lambda self: self.bench.document(self.run)["status"] == "processing")
+    @rule()
+    def cancel(self) -> None:
+        """An operator takes the run from its worker, and gives it free again."""
+        statusdb = self.bench.statusdb()
+        statusdb.cancel(self.run.name)
+        statusdb.unhold(self.run.name)
+
     @rule(number=numbers, arrives=st.booleans())
     def fail_a_write(self, number: int, arrives: bool) -> None:
         """A write will not arrive, or its answer will not."""

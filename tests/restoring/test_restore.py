@@ -33,6 +33,7 @@ from hostile import (
 )
 from machine import NOBODY, as_user_nobody, make_reachable
 from sites import COMMAND, Site, assert_same_tree, gpg, keyring, make_key, wait_until
+from spoiling import put_a_link
 
 from watcher import openpgp
 from watcher.archiving import ArchiveStore
@@ -299,11 +300,6 @@ def test_a_document_whose_id_is_a_path_is_refused(name: str, vault: Vault) -> No
     with pytest.raises(UnknownRun, match="is not the name of a run"):
         vault.restore()
     assert os.listdir(vault.to) == []
-
-
-def put_a_link(path: Path) -> None:
-    path.rename(path.with_name("elsewhere"))
-    path.symlink_to("elsewhere")
 
 
 def put_a_fifo(path: Path) -> None:

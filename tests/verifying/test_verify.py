@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 from sites import Site, gpg, make_key, never_stop
+from spoiling import append, cut, flip, put_a_link
 from test_readme import block
 
 from watcher import openpgp
@@ -56,28 +56,8 @@ def manifest_of(site: Site) -> Path:
     return site.archives / "run_001.manifest.jsonl.gz.gpg"
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def append(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"x")
-
-
 def take_the_other_run_s(path: Path) -> None:
     shutil.copy(path.with_name(path.name.replace("run_001", "run_002")), path)
-
-
-def put_a_link(path: Path) -> None:
-    path.rename(path.with_name("moved"))
-    path.symlink_to("moved")
 
 
 DAMAGES: tuple[Callable[[Path], None], ...] = (flip, cut, append, take_the_other_run_s, put_a_link, Path.unlink)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from watcher.commands.operator import change_each, who
-from watcher.commands.shared import load, observations, statusdb
+from watcher.commands.shared import load, statusdb
 from watcher.config import Config
 from watcher.errors import UnknownRun
 from watcher.model import Run
 from watcher.source import unusable_name
 from watcher.statusdb import StatusDB
+from watcher.wiring import sites
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,10 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _hold_unregistered(database: StatusDB, config: Config, name: str) -> None:
     """Hold a run that is here, and that is not registered yet. Raises again if there is no such run."""
-    here = [] if unusable_name(name) or database.get(name) else list(_runs_here(config, name))
+    is_new = database.look(name) is None and not unusable_name(name)
+    here = [Run(Path(path)) for path, is_ignored in sites.walk(config).named(name) if is_new and not is_ignored]
     if len(here) != 1 or not database.hold_unregistered(here[0], who()):
         database.hold(name, who())
-
-
-def _runs_here(config: Config, name: str) -> list[Run]:
-    return [observation.run for observation in observations(config) if observation.run.name == name]

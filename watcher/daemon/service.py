@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """The whole daemon. `run` watches until a signal ends it; `run_once` archives what is ready now."""
+    """The whole daemon. `run` watches until a signal ends it; `run_once` archives what is ready now.
+
+    It is longer than other classes so that the order in which everything ends can be read in one place.
+    """
 
     def __init__(
         self,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from watcher.model.documents import (
     MAX_RETRY_DELAY_SECONDS,
-    Event,
-    IllegalTransition,
     announced,
     attempt_number,
     cancelled,
@@ -20,7 +18,6 @@ from watcher.model.documents import (
     is_held,
     is_same_claim,
     live_tokens,
-    next_status,
     noted,
     path_of,
     phase_of,
@@ -51,6 +48,7 @@ from watcher.model.names import (
     shortened,
 )
 from watcher.model.steps import MAX_STEPS, Step, history
+from watcher.model.transitions import TRANSITIONS, Event, IllegalTransition, next_status
 from watcher.model.values import (
     MAX_FAILURES,
     MAX_INTEGER,
@@ -84,6 +82,7 @@ __all__ = [
     "MAX_RUN_NAME_BYTES",
     "MAX_STEPS",
     "NAME_MAX",
+    "TRANSITIONS",
     "Archive",
     "Claim",
     "Content",

@@ -7,15 +7,13 @@ return a new one and keep every field that they do not know, since other program
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 
 from watcher.errors import WatcherError
 from watcher.model.steps import with_step
+from watcher.model.transitions import Event, IllegalTransition, next_status
 from watcher.model.values import (
-    MAX_FAILURES,
     MAX_INTEGER,
     Archive,
     Document,
@@ -34,55 +32,7 @@ MAX_DOUBLINGS = 60
 """Of a pause; more would leave the range of numbers, and people can write any `failure_count`."""
 
 
-class Event(StrEnum):
-    """What can happen to a run document."""
-
-    REGISTER = "register"
-    CLAIM = "claim"
-    RENEW = "renew"
-    RELEASE = "release"
-    FAIL = "fail"
-    RECORD = "record"
-    RETRY = "retry"
-    HOLD = "hold"
-    UNHOLD = "unhold"
-    CANCEL = "cancel"
-
-
-TRANSITIONS: Mapping[Event, Mapping[Status | None, tuple[Status, ...]]] = {
-    Event.REGISTER: {None: (Status.PENDING,)},
-    Event.CLAIM: {Status.PENDING: (Status.PROCESSING,), Status.PROCESSING: (Status.PROCESSING,)},
-    Event.RENEW: {Status.PROCESSING: (Status.PROCESSING,)},
-    Event.RELEASE: {Status.PROCESSING: (Status.PENDING,)},
-    Event.FAIL: {Status.PROCESSING: (Status.PENDING, Status.FAILED)},
-    Event.RECORD: {Status.PROCESSING: (Status.ENCRYPTED,)},
-    Event.RETRY: {
-        Status.FAILED: (Status.PENDING,),
-        Status.PENDING: (Status.PENDING,),
-        Status.ENCRYPTED: (Status.PENDING,),
-    },
-    Event.HOLD: {Status.PENDING: (Status.HELD,), Status.FAILED: (Status.HELD,)},
-    Event.UNHOLD: {Status.HELD: (Status.PENDING,)},
-    Event.CANCEL: {Status.PROCESSING: (Status.HELD,)},
-}
-"""For each event: the statuses it may meet, and those it may lead to."""
-
 _OF_ARCHIVED = ("archive", "changed_since", "verified")
-
-
-class IllegalTransition(WatcherError):
-    """The event is not in the table for the status that the run document has."""
-
-
-def next_status(event: Event, status: Status | None, failures: int = 0) -> Status:
-    """Return the status after `event`, given the `failures` counted with it.
-
-    Raises IllegalTransition for what `TRANSITIONS` does not have.
-    """
-    choices = TRANSITIONS[event].get(status)
-    if choices is None:
-        raise IllegalTransition(f"a run that is '{status or 'not registered'}' cannot take the event '{event}'")
-    return choices[-1] if failures >= MAX_FAILURES else choices[0]
 
 
 def status_of(document: Document) -> Status | None:

@@ -12,7 +12,7 @@ from watcher.overview.alerts import ORDER, PERSONS, Alert, alerts
 from watcher.overview.disks import Disks, Skipped
 from watcher.overview.explanation import Cause, Explanation, explain
 from watcher.overview.facts import Facts, Place, look_for
-from watcher.overview.patience import within
+from watcher.overview.patience import gathered, within
 from watcher.overview.planning import Planned, plan
 from watcher.overview.site import Overview, RunView, look_at_site
 
@@ -33,6 +33,7 @@ __all__ = [
     "advice_for",
     "alerts",
     "explain",
+    "gathered",
     "look_at_site",
     "look_for",
     "plan",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from watcher.model import Document, Run, Status, path_of, status_of
 from watcher.overview.facts import Place, is_there
-from watcher.overview.patience import DISK_SECONDS, within
-from watcher.source import State, unusable_name
+from watcher.overview.patience import DISK_SECONDS, gathered
+from watcher.source import Observation, State, unusable_name
 from watcher.statusdb import collision
 from watcher.text import printable
 
@@ -47,39 +48,37 @@ def look_at_disks(place: Place, documents: Collection[Document], seconds: float 
     """
     silent: list[str] = []
 
-    def ask(path: object, look: Callable[[], T], otherwise: T) -> T:
+    def ask(path: object, look: Callable[[], Iterable[T]]) -> list[T]:
         try:
-            return within(seconds, look)
+            return gathered(seconds, look)
         except TimeoutError:
             silent.append(str(path))
-            return otherwise
+            return []
 
-    skipped = ask(place.walk.root, lambda: tuple(_skipped(place)), tuple[Skipped, ...]())
-    absent = frozenset[str]()
-    if not silent:
-        absent = ask(place.walk.root, lambda: frozenset(_absent(documents)), absent)
-    free_bytes = ask(place.destination, lambda: _free_bytes(place.destination), None)
-    return Disks(skipped, absent, free_bytes, tuple(silent))
+    observations = ask(place.walk.root, place.walk.observations)
+    absent = [] if silent else ask(place.walk.root, lambda: _absent(documents))
+    free_bytes = ask(place.destination, lambda: _free_bytes(place.destination))
+    skipped = tuple(_skipped(place, observations))
+    return Disks(skipped, frozenset(filter(None, absent)), next(iter(free_bytes), None), tuple(silent))
 
 
 def _absent(documents: Collection[Document]) -> Iterator[str]:
-    """Yield the names of the runs that are still to be archived, and have no directory here."""
+    """Yield of each run that is still to be archived its name, if it has no directory here, or else nothing."""
     for document in documents:
-        if status_of(document) in (Status.PENDING, Status.PROCESSING) and not is_there(path_of(document)):
-            yield document["_id"]
+        if status_of(document) in (Status.PENDING, Status.PROCESSING):
+            yield "" if is_there(path_of(document)) else document["_id"]
 
 
-def _free_bytes(destination: Path) -> int | None:
-    try:
+def _free_bytes(destination: Path) -> Iterator[int]:
+    """Yield how much is free there; nothing if there is no such directory."""
+    with suppress(OSError):
         room = os.statvfs(destination)
-    except OSError:
-        return None
-    return room.f_bavail * room.f_frsize
+        yield room.f_bavail * room.f_frsize
 
 
-def _skipped(place: Place) -> Iterator[Skipped]:
+def _skipped(place: Place, observations: Iterable[Observation]) -> Iterator[Skipped]:
     ready = []
-    for observation in place.walk.observations():
+    for observation in observations:
         path = printable(str(observation.run.path))
         bad_name = unusable_name(observation.run.name)
         if observation.state is State.READY and bad_name:

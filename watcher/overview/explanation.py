@@ -97,9 +97,7 @@ def _of_directory(facts: Facts, observation: Observation) -> Explanation | None:
         return Explanation(Cause.UNUSABLE, f"'{path}': {reason}", "rename the run")
     if document is not None and status_of(document) and path_of(document) != path:
         if observation.state is State.READY:
-            return Explanation(
-                Cause.COLLISION, f"'{path}': {collision(observation.run, document)}", "rename one of them"
-            )
+            return Explanation(Cause.COLLISION, f"'{path}': {collision(observation.run, document)}", RENAME)
         document = None
     if document is not None and (status_of(document) is not Status.PENDING or observation.state is State.READY):
         return None

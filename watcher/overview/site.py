@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from watcher.figures import Figures
 from watcher.model import Document, Status, path_of, status_of
@@ -77,7 +78,7 @@ def look_at_site(place: Place, statuses: Iterable[Status], minimum_free_bytes: i
     explained = {
         **{run.name: run.explanation for run in runs},
         **{one.run_id: explain(replace(facts, unreadable=one.reason))[0] for one in unreadable},
-        **{one.path: _of_skipped(one) for one in disks.skipped},
+        **{_name_of(one): _of_skipped(one) for one in disks.skipped},
     }
     return Overview(
         database.count_by_status(),
@@ -102,6 +103,11 @@ def _explained(facts: Facts, document: Document, jobs: Iterable[Figures], disks:
     job = next((job for job in jobs if job.run == name), None)
     of_run = replace(facts, name=name, document=document, is_here=name not in disks.absent, job=job)
     return RunView(document, explain(of_run)[0])
+
+
+def _name_of(one: Skipped) -> str:
+    """Return the run's name if it is its only directory, else the path: each is counted once."""
+    return Path(one.path).name if one.state == "changed" else one.path
 
 
 def _of_skipped(one: Skipped) -> Explanation:

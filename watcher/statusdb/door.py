@@ -13,11 +13,12 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from watcher import model
 from watcher.model import Document
+from watcher.statusdb.fields import ARCHIVE, CLAIM, DOCUMENT, VERIFIED, kind, wrong
 from watcher.statusdb.store import Found, Unreadable
 
 MAX_DEPTH = 100
@@ -32,8 +33,6 @@ logger.addHandler(logging.NullHandler())
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
-
-Check = Callable[[Any], bool]
 
 
 def checked(found: Found) -> Found:
@@ -103,7 +102,7 @@ def _misplaced(path: Any, name: str) -> str:
     if path is None:
         return "path is missing"
     if not isinstance(path, str):
-        return f"path is {_kind(path)}"
+        return f"path is {kind(path)}"
     # A Path for each document would take as long as all other checks.
     if not path.startswith("/") or any(part in path for part in ("\0", "//", "/./")):
         return "path is not an absolute path as we write it"
@@ -114,23 +113,15 @@ def _misplaced(path: Any, name: str) -> str:
 def _malformed(document: Document, name: str) -> str:
     if not isinstance(document.get("_rev"), str):
         return "it has no _rev that is a text"
-    reason = _wrong(document, _DOCUMENT, "", may_be_null=True)
+    reason = wrong(document, DOCUMENT, "", may_be_null=True)
     claim, archive, verified = document.get("claim"), document.get("archive"), document.get("verified")
     if not reason and claim is not None:
-        reason = _wrong(claim, _CLAIM, "claim.")
+        reason = wrong(claim, CLAIM, "claim.")
     if not reason and verified is not None:
-        reason = _wrong(verified, _VERIFIED, "verified.")
+        reason = wrong(verified, VERIFIED, "verified.")
     if not reason and archive is not None:
-        reason = _wrong(archive, _ARCHIVE, "archive.") or _foreign(archive, name)
+        reason = wrong(archive, ARCHIVE, "archive.") or _foreign(archive, name)
     return reason
-
-
-def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check], within: str, may_be_null: bool = False) -> str:
-    for field, value in fields.items():
-        is_right = checks.get(field)
-        if is_right and not is_right(value) and not (may_be_null and value is None):
-            return f"{within}{field} is {_kind(value)}"
-    return ""
 
 
 def _foreign(archive: Mapping[str, Any], name: str) -> str:
@@ -143,108 +134,6 @@ def _foreign(archive: Mapping[str, Any], name: str) -> str:
     if "token" in archive and not _TOKEN.fullmatch(archive["token"]):
         return "archive.token is not 32 hexadecimal digits"
     return ""
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_steps(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) and not _wrong(one, _STEP, "") for one in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= model.MAX_INTEGER
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-_DOCUMENT: Mapping[str, Check] = {
-    "worker_id": _is_text,
-    "created_at": _is_text,
-    "updated_at": _is_text,
-    "not_before": _is_text,
-    "unsettled_since": _is_text,
-    "changed_since": _is_text,
-    "last_claim": _is_text,
-    "last_error": _is_object,
-    "claim": _is_object,
-    "archive": _is_object,
-    "verified": _is_object,
-    "history": _is_steps,
-    "history_dropped": _is_number,
-}
-"""`failure_count` is not among them: a value that is no count is taken for zero."""
-
-_VERIFIED: Mapping[str, Check] = {
-    "at": _is_text,
-    "problem": _is_text,
-    "content_at": _is_text,
-    "content_problem": _is_text,
-}
-
-_STEP: Mapping[str, Check] = {
-    "at": _is_text,
-    "event": _is_text,
-    "status": _is_text,
-    "by": _is_text,
-    "kind": _is_text,
-    "reason": _is_text,
-    "since": _is_text,
-    "times": _is_number,
-}
-
-_CLAIM: Mapping[str, Check] = {
-    "token": _is_text,
-    "phase": _is_text,
-    "bytes_done": _is_number,
-    "bytes_total": _is_number,
-    "bytes_validated": _is_number,
-}
-
-_ARCHIVE: Mapping[str, Check] = {
-    "file": _is_text,
-    "size": _is_number,
-    "sha256": _is_text,
-    "tar_sha256": _is_text,
-    "tar_blake3": _is_text,
-    "encryption": _is_text,
-    "tar_size": _is_number,
-    "key_file": _is_text,
-    "key_sha256": _is_text,
-    "key_size": _is_number,
-    "manifest_file": _is_text,
-    "manifest_size": _is_number,
-    "manifest_sha256": _is_text,
-    "recipient": _is_text,
-    "members": _is_number,
-    "warnings": _is_texts,
-    "token": _is_text,
-    "sentinel": _is_text,
-    "listing": _is_text,
-    "top": _is_text,
-    "excluded": _is_number,
-}
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int):
-        return "a number that is negative or too large" if not _is_number(value) else "a number"
-    kinds: tuple[tuple[type, str], ...] = (
-        (float, "a number"),
-        (str, "a text"),
-        (list, "an array"),
-        (dict, "an object"),
-    )
-    return next((words for kind, words in kinds if isinstance(value, kind)), "null")
 
 
 def _text(name: str) -> str:

@@ -15,7 +15,7 @@ TRIES = 5
 
 REFUSALS = {
     Event.RETRY: "only a failed run, or an encrypted one that has changed since, can be retried",
-    Event.HOLD: "only a run that waits or has failed can be held; `cancel` takes it from its worker",
+    Event.HOLD: "only a run that waits or has failed can be held; `cancel` is for one that a worker has",
     Event.UNHOLD: "only a held run can be released",
     Event.CANCEL: "only a run that a worker has can be cancelled",
 }

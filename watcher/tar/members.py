@@ -9,13 +9,22 @@ two takes for content, and nobody would judge it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
-from zlib import adler32
 
 from watcher.model import Kind
-from watcher.tar.blocks import BLOCK_BYTES, MalformedArchive, decimal, padded
+from watcher.tar.blocks import BLOCK_BYTES, MalformedArchive, padded
+from watcher.tar.headers import (
+    checked_size,
+    has_map,
+    name_of,
+    number,
+    octal,
+    records,
+    seconds,
+    text_of,
+    with_mode,
+)
 from watcher.tar.sparse import Span, SpanKind, SparseMap, whole
 
 MAX_EXTENDED_BYTES = 1 << 20
@@ -28,15 +37,6 @@ _KINDS = {
 }  # fmt: skip
 _EXTENDED = b"x"
 _ENDS = bytes(BLOCK_BYTES)
-_USTAR = b"ustar\0"
-_NO_PREFIX = bytes(155)
-_SECONDS = re.compile(rb"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-_END_OF_NUMBER = b"\0 "
-_OCTAL = re.compile(rb" *[0-7]+[ \0]*")
-
-_SPARSE_KEYS = frozenset({b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name", b"GNU.sparse.realsize"})
-_KEYS = _SPARSE_KEYS | {b"path", b"linkpath", b"size", b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname"}
-"""What GNU tar writes into extended headers. Others may move a member, or change where the next one begins."""
 
 
 class Member(NamedTuple):
@@ -79,6 +79,9 @@ class MemberWalk:
 
     The stream goes on to `hand_on`, a member not before `on_member` has returned the mode that its header
     shall have there. A member for which that returns None is left out.
+
+    It is one class because each step reads and leaves the same state: where in the stream it is. What a header says
+    is understood in `headers` and `sparse`.
     """
 
     def __init__(
@@ -146,13 +149,13 @@ class MemberWalk:
         self._held += block
         if self._is_extension:
             self._is_extension, self._wanted = False, BLOCK_BYTES
-            self._extended = _records(block[: self._extension_bytes])
+            self._extended = records(block[: self._extension_bytes])
             return
         if block == _ENDS and self._extended is None:
             self._has_ended, self._is_wanted = True, True
             self._release()
             return
-        kind, size = block[156:157], _checked_size(block)
+        kind, size = block[156:157], checked_size(block)
         if kind == _EXTENDED:
             self._begin_extension(size)
             return
@@ -168,30 +171,30 @@ class MemberWalk:
         kind = _KINDS.get(code)
         if kind is None:
             raise MalformedArchive(f"a member of the unknown type {code!r}")
-        stored = _number(extended, b"size", in_header)
-        path = extended.get(b"GNU.sparse.name") or extended.get(b"path") or _name(block)
-        is_sparse = _is_sparse(extended, kind)
-        size = _number(extended, b"GNU.sparse.realsize", stored)
+        stored = number(extended, b"size", in_header)
+        path = extended.get(b"GNU.sparse.name") or extended.get(b"path") or name_of(block)
+        is_sparse = has_map(extended, kind)
+        size = number(extended, b"GNU.sparse.realsize", stored)
         if kind is not Kind.FILE and (stored or in_header):
             raise MalformedArchive(f"a {kind} with a content")
-        in_block = _octal(block[100:108])
+        in_block = octal(block[100:108])
         # Of a sparse member the first block is its map: where it stores no more, all of the file is a hole.
         mode = self._on_member(
             Member(
                 path=path,
                 kind=kind,
                 size=size if kind is Kind.FILE else 0,
-                link=extended.get(b"linkpath") or _text(block[157:257]),
+                link=extended.get(b"linkpath") or text_of(block[157:257]),
                 mode=in_block,
                 is_hole=is_sparse and size > 0 and stored <= BLOCK_BYTES,
-                mtime=_seconds(extended.get(b"mtime"), block),
+                mtime=seconds(extended.get(b"mtime"), block),
                 offset=self._consumed - len(self._held),
                 data_offset=self._consumed,
             )
         )
         self._is_wanted = mode is not None
         if mode is not None and mode != in_block:
-            self._held[-BLOCK_BYTES:] = _with_mode(block, mode)
+            self._held[-BLOCK_BYTES:] = with_mode(block, mode)
         self._release()
         if is_sparse:
             self._map = SparseMap(stored, size)
@@ -233,85 +236,3 @@ class MemberWalk:
     def _pass(self, data: bytes | memoryview) -> None:
         if self._is_wanted:
             self._hand_on(data)
-
-
-def _checked_size(block: bytes) -> int:
-    """Return the size that a header block gives. Raises MalformedArchive when it is no header block."""
-    # The sum of all bytes, those of the checksum itself taken as spaces.
-    if _sum(block[:148]) + _sum(block[156:334]) + _sum(block[334:]) + 8 * 0x20 != _octal(block[148:156]):
-        raise MalformedArchive("a member's header does not fit its checksum")
-    # In its other formats, two of which hide in these fields, tar reads sparse members in another way.
-    prefix = block[345:500]
-    if block[257:263] != _USTAR or (prefix != _NO_PREFIX and prefix.rstrip(b"\0") != _text(prefix)):
-        raise MalformedArchive("a member's header is not in the posix format")
-    return _octal(block[124:136])
-
-
-def _sum(data: bytes) -> int:
-    """Return the sum of up to 256 bytes, in a tenth of `sum`'s time: the low half of their Adler-32, less one."""
-    return (adler32(data) & 0xFFFF) - 1
-
-
-def _octal(field: bytes) -> int:
-    if (digits := field[:-1]).isdigit() and field[-1] in _END_OF_NUMBER and b"8" not in digits and b"9" not in digits:
-        return int(digits, 8)  # as tar writes nearly all of them; the pattern would take three times as long
-    if not _OCTAL.fullmatch(field):
-        raise MalformedArchive(f"a number in a member's header is {field!r}")
-    return int(field.strip(b" \0"), 8)
-
-
-def _with_mode(block: bytes, mode: int) -> bytes:
-    """Return a header block with another mode, and the checksum of that."""
-    blank = block[:100] + b"%07o\0" % mode + block[108:148] + b" " * 8 + block[156:]
-    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
-
-
-def _text(field: bytes) -> bytes:
-    return field.partition(b"\0")[0]
-
-
-def _name(block: bytes) -> bytes:
-    name, prefix = _text(block[:100]), _text(block[345:500])
-    return prefix + b"/" + name if prefix else name
-
-
-def _number(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
-    value = extended.get(key)
-    return otherwise if value is None else decimal(value, f"an extended header's {key.decode()}")
-
-
-def _is_sparse(extended: dict[bytes, bytes], kind: Kind) -> bool:
-    """Say whether a member is sparse. Raises MalformedArchive for another form of that than version 1.0."""
-    if extended.keys().isdisjoint(_SPARSE_KEYS):
-        return False
-    version = extended.get(b"GNU.sparse.major"), extended.get(b"GNU.sparse.minor")
-    if kind is not Kind.FILE or version != (b"1", b"0") or not extended.keys() >= _SPARSE_KEYS:
-        raise MalformedArchive("a sparse member is not of the form that tar gives it, version 1.0")
-    return True
-
-
-def _seconds(extended: bytes | None, block: bytes) -> str:
-    """Return a member's time of modification in seconds, as tar writes it. Raises MalformedArchive."""
-    words = extended if extended is not None else b"%d" % _octal(block[136:148])
-    if not _SECONDS.fullmatch(words):
-        raise MalformedArchive(f"a member's time is {words[:80]!r}")
-    return words.decode("ascii")
-
-
-def _records(data: bytes) -> dict[bytes, bytes]:
-    """Return the records of an extended header: a length, a space, KEY=VALUE, a newline. Raises MalformedArchive."""
-    if b"\0" in data:
-        raise MalformedArchive("an extended header is broken")  # tar would take a path to end there
-    found, position = dict[bytes, bytes](), 0
-    while position < len(data):
-        space = data.find(b" ", position, position + 21)
-        digits = data[position:space]
-        length = int(digits) if space > 0 and digits.isdigit() else 0
-        key, equals, value = data[space + 1 : position + length].partition(b"=")
-        if not (length and equals and value.endswith(b"\n") and value != b"\n") or position + length > len(data):
-            raise MalformedArchive("an extended header is broken")
-        if key not in _KEYS:
-            raise MalformedArchive(f"an extended header has the unknown key {key[:80]!r}")
-        found[key] = value[:-1]
-        position += length
-    return found
